@@ -1,0 +1,131 @@
+"""The doors between the rooms. Protocols only; what stands behind them lives in the outer rooms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from art_mcp.types import (
+    Completion,
+    FailedRollout,
+    Malformed,
+    Message,
+    ModelSpec,
+    Policy,
+    SamplingParams,
+    ScoredTrajectory,
+    Tool,
+    ToolCall,
+    ToolResult,
+    TrainConfig,
+    TrajectoryGroup,
+)
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back."""
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`; the spelling of a special token becomes that token, and nothing is added."""
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of `token_ids`, special tokens included, spaces left as they are."""
+        ...
+
+
+class Dialect(Protocol):
+    """How one model's conversations become tokens, and its tokens become calls."""
+
+    @property
+    def stop_token_ids(self) -> frozenset[int]:
+        """The tokens that end a turn of the policy."""
+        ...
+
+    def opening(self, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[list[int], list[int]]:
+        """The first prompt, generation prompt included, in two parts: what is the same for every conversation with this
+        system message and these tools (may be empty), and the rest."""
+        ...
+
+    def bridge(self, reply: Message, following: Sequence[Message], last_token: int) -> list[int]:
+        """The tokens between the policy's turn `reply`, which ended with `last_token`, and its next turn: the rest of the
+        template's end of turn, the `following` messages, the generation prompt."""
+        ...
+
+    def read(self, token_ids: Sequence[int], tools: Sequence[Tool]) -> tuple[Message, tuple[ToolCall | Malformed, ...]]:
+        """The assistant message that a sampled turn stands for, and every call that the policy began in it."""
+        ...
+
+
+class Sampler(Protocol):
+    """Tokens in, tokens and logprobs out, under one policy at a time."""
+
+    @property
+    def policy(self) -> Policy: ...
+
+    async def sample(
+        self, token_ids: Sequence[int], *, params: SamplingParams, stop: frozenset[int], shared: int = 0
+    ) -> Completion:
+        """Samples one turn after `token_ids`. `shared` is a hint: so many leading tokens are the same in every
+        conversation with these tools, so an engine may compute them once.
+
+        Raises EngineError when the engine fails or the prompt leaves no room in the model's context.
+        """
+        ...
+
+
+class Toolbox(Protocol):
+    """Several tool servers as one set of tools."""
+
+    @property
+    def tools(self) -> tuple[Tool, ...]: ...
+
+    async def call(self, call: ToolCall) -> ToolResult:
+        """Makes a call. A tool's own error is a result; a dead or silent server raises ToolServerError."""
+        ...
+
+
+class Progress(Protocol):
+    """Told of rollouts as they happen."""
+
+    def finished(self, outcome: ScoredTrajectory | FailedRollout) -> None: ...
+
+
+class Recorder(Protocol):
+    """Keeps what a run produced."""
+
+    def groups(self, step: int, groups: Sequence[TrajectoryGroup]) -> None: ...
+
+    def metrics(self, step: int, values: Mapping[str, Any]) -> None: ...
+
+
+class Trainable(Protocol):
+    """What a backend needs to know of a model: a name and what to load."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+
+class Backend(Protocol):
+    """Serves and trains models. `TrainableModel` delegates to it."""
+
+    async def register(self, trainable: Trainable) -> None: ...
+
+    async def train(
+        self, trainable: Trainable, groups: Sequence[TrajectoryGroup], *, config: TrainConfig
+    ) -> Mapping[str, float]:
+        """One optimizer step; returns its metrics. Advances the policy's step even when no group carries a signal."""
+        ...
+
+    async def get_step(self, trainable: Trainable) -> int: ...
+
+    def sampler(self, trainable: Trainable) -> Sampler: ...
+
+    def dialect(self, trainable: Trainable) -> Dialect: ...
+
+    async def save(self, trainable: Trainable, folder: str) -> None:
+        """Writes a checkpoint (weights, optimizer, RNG) from which training goes on exactly."""
+        ...
