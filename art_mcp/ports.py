@@ -63,6 +63,11 @@ class Sampler(Protocol):
     @property
     def policy(self) -> Policy: ...
 
+    @property
+    def context_length(self) -> int:
+        """The most tokens, prompt and turn together, that one conversation may have."""
+        ...
+
     async def sample(
         self, token_ids: Sequence[int], *, params: SamplingParams, stop: frozenset[int], shared: int = 0
     ) -> Completion:

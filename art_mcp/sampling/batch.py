@@ -1,0 +1,202 @@
+"""Rows being decoded together on one shared prefix: prefill, step, drop, merge. Tensors only; queues live in the engine."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from art_mcp.sampling.decoder import MASKED, Decoder, Prefix
+
+ROOM = 32
+"""Columns by which a buffer of keys and values grows."""
+
+
+@dataclass(slots=True)
+class Row:
+    """One turn being sampled. `prompt` is what follows the shared prefix; `uniforms` decides every draw."""
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    temperature: float
+    stop: frozenset[int]
+    uniforms: Sequence[float]
+    sampled: list[int] = field(default_factory=list[int])
+    logprobs: list[float] = field(default_factory=list[float])
+    cancelled: bool = False
+
+    @property
+    def stopped(self) -> bool:
+        return bool(self.sampled) and self.sampled[-1] in self.stop
+
+    @property
+    def finished(self) -> bool:
+        return self.cancelled or self.stopped or len(self.sampled) >= self.max_tokens
+
+
+def draw_uniforms(seed: int, count: int) -> Sequence[float]:
+    """`count` numbers in (0, 1] that depend on `seed` alone."""
+    return (1.0 - np.random.Generator(np.random.Philox(key=seed % 2**64)).random(count)).tolist()
+
+
+class Histories:
+    """Keys and values of finished turns by their tokens, so that the next turn computes only what is new. Least recently
+    used ones go first; `capacity` counts tokens."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity, self._used = capacity, 0
+        self._kept: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
+        self._lengths: dict[int, int] = {}
+
+    def keep(self, tokens: tuple[int, ...], states: Tensor) -> None:
+        if not tokens or tokens in self._kept or len(tokens) > self._capacity:
+            return
+        self._kept[tokens] = states
+        self._used += len(tokens)
+        self._lengths[len(tokens)] = self._lengths.get(len(tokens), 0) + 1
+        while self._used > self._capacity:
+            oldest, _ = self._kept.popitem(last=False)
+            self._used -= len(oldest)
+            self._lengths[len(oldest)] -= 1
+
+    def longest(self, tokens: tuple[int, ...]) -> Tensor | None:
+        """States (layers, 2, heads, n, width) of the longest kept beginning of `tokens` that leaves one token to compute."""
+        for length in sorted((n for n, count in self._lengths.items() if count and n < len(tokens)), reverse=True):
+            found = self._kept.get(tokens[:length])
+            if found is not None:
+                self._kept.move_to_end(tokens[:length])
+                return found
+        return None
+
+
+class BufferCache:
+    """Writes new keys and values into a buffer (layers, 2, rows, heads, columns, width) from `column` on."""
+
+    def __init__(self, buffer: Tensor, column: int) -> None:
+        self._buffer, self._column = buffer, column
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        end = self._column + keys.shape[2]
+        self._buffer[layer, 0, :, :, self._column : end] = keys
+        self._buffer[layer, 1, :, :, self._column : end] = values
+        return self._buffer[layer, 0, :, :, :end], self._buffer[layer, 1, :, :, :end]
+
+
+class Batch:
+    """Rows that share a prefix. Column c of the buffer holds any token of a row: `mask` says which ones are the row's own."""
+
+    def __init__(self, decoder: Decoder, prefix: Prefix, dtype: torch.dtype) -> None:
+        self._decoder, self._prefix, self._dtype = decoder, prefix, dtype
+        self.rows: list[Row] = []
+        layers, heads, width = decoder.kv_shape
+        self._buffer = torch.zeros(layers, 2, 0, heads, 0, width, dtype=dtype)
+        self._mask = torch.zeros(0, 0, dtype=dtype)
+        self._column = 0
+        self._positions = torch.zeros(0, dtype=torch.long)
+        self._logits = torch.zeros(0, 0)
+
+    def prefill(self, rows: list[Row], histories: Histories | None) -> None:
+        """Starts an empty batch: every distinct prompt is computed once, from its longest kept history on."""
+        index = {prompt: number for number, prompt in enumerate(dict.fromkeys(row.prompt for row in rows))}
+        prompts = list(index)
+        kept = [histories.longest(prompt) if histories else None for prompt in prompts]
+        known = [0 if states is None else states.shape[3] for states in kept]
+        past = max(known)
+        new = max(len(prompt) - n for prompt, n in zip(prompts, known, strict=True))
+        layers, heads, width = self._decoder.kv_shape
+        self._buffer = torch.zeros(layers, 2, len(prompts), heads, past + new + ROOM, width, dtype=self._dtype)
+        visible = torch.zeros(len(prompts), past + new, dtype=torch.bool)
+        token_ids = torch.zeros(len(prompts), new, dtype=torch.long)
+        positions = torch.zeros(len(prompts), new, dtype=torch.long)
+        for number, (prompt, states, n) in enumerate(zip(prompts, kept, known, strict=True)):
+            fresh = len(prompt) - n
+            if states is not None:
+                self._buffer[:, :, number, :, past - n : past] = states
+            visible[number, past - n : past] = True
+            visible[number, past + new - fresh :] = True
+            token_ids[number, new - fresh :] = torch.tensor(prompt[n:])
+            positions[number, new - fresh :] = torch.arange(n, len(prompt)) + self._prefix.length
+        mask = torch.zeros(visible.shape, dtype=self._dtype).masked_fill_(~visible, MASKED)
+        future = torch.ones(new, new, dtype=torch.bool).triu_(1)
+        seen = mask[:, None].repeat(1, new, 1)
+        seen[:, :, past:].masked_fill_(future, MASKED)
+        cache = BufferCache(self._buffer, past)
+        hidden = self._decoder.hidden(token_ids, positions, prefix=self._prefix, cache=cache, mask=seen)
+        logits = self._decoder.logits(hidden[:, -1])
+        chosen = torch.tensor([index[row.prompt] for row in rows])
+        self._column = past + new
+        self._mask = torch.nn.functional.pad(mask, (0, ROOM))[chosen]
+        self._buffer = self._buffer[:, :, chosen]
+        self._positions = positions[:, -1][chosen] + 1
+        self._logits = logits[chosen]
+        self.rows = list(rows)
+
+    def step(self) -> None:
+        """Samples one token for every unfinished row, then computes what follows it."""
+        log_probs, drawn = self._draw()
+        chosen_log_probs = log_probs.gather(1, drawn[:, None])[:, 0].tolist()
+        for row, token, log_prob in zip(self.rows, drawn.tolist(), chosen_log_probs, strict=True):
+            if not row.finished:
+                row.sampled.append(token)
+                row.logprobs.append(log_prob)
+        if all(row.finished for row in self.rows):
+            return
+        if self._column == self._mask.shape[1]:
+            self._buffer = torch.nn.functional.pad(self._buffer, (0, 0, 0, ROOM))
+            self._mask = torch.nn.functional.pad(self._mask, (0, ROOM))
+        end = self._column + 1
+        cache = BufferCache(self._buffer, self._column)
+        seen = self._mask[:, None, :end]
+        hidden = self._decoder.hidden(drawn[:, None], self._positions[:, None], prefix=self._prefix, cache=cache, mask=seen)
+        self._logits = self._decoder.logits(hidden[:, 0])
+        self._column, self._positions = end, self._positions + 1
+
+    def _draw(self) -> tuple[Tensor, Tensor]:
+        """Log probabilities (rows, vocabulary) and the drawn tokens (rows,), by inverting the cumulative distribution."""
+        temperature = torch.tensor([row.temperature or 1.0 for row in self.rows])[:, None]
+        log_probs = torch.log_softmax(self._logits / temperature, dim=-1)
+        # a finished row waits to be dropped: what it draws is ignored
+        numbers = [0.5 if row.finished else row.uniforms[len(row.sampled)] for row in self.rows]
+        cumulative = log_probs.exp().cumsum(dim=-1)
+        points = torch.tensor(numbers, dtype=cumulative.dtype)[:, None] * cumulative[:, -1:]
+        drawn = torch.searchsorted(cumulative, points)[:, 0].clamp_(max=cumulative.shape[-1] - 1)
+        greedy = torch.tensor([row.temperature == 0 for row in self.rows])
+        if bool(greedy.any()):
+            drawn = torch.where(greedy, self._logits.argmax(dim=-1), drawn)
+        return log_probs, drawn
+
+    def drop_finished(self) -> None:
+        """Removes the finished rows."""
+        left = torch.tensor([number for number, row in enumerate(self.rows) if not row.finished], dtype=torch.long)
+        self.rows = [row for row in self.rows if not row.finished]
+        self._buffer, self._mask = self._buffer[:, :, left], self._mask[left]
+        self._positions, self._logits = self._positions[left], self._logits[left]
+
+    def keep(self, number: int, histories: Histories) -> None:
+        """Hands the keys and values of row `number` to `histories`; those of the last sampled token may not exist yet."""
+        row = self.rows[number]
+        tokens = row.prompt + tuple(row.sampled[:-1])
+        columns = (self._mask[number, : self._column] == 0).nonzero()[: len(tokens), 0]
+        histories.keep(tokens, self._buffer[:, :, number][:, :, :, columns])
+
+    def merge(self, other: Batch) -> None:
+        """Takes in the rows of `other`; both keep their last column, and columns that no row needs any more are cut."""
+        column = max(self._column, other._column)
+        parts = [batch._aligned(column) for batch in (self, other)]
+        buffer, mask = torch.cat([part[0] for part in parts], dim=2), torch.cat([part[1] for part in parts])
+        unused = int((mask[:, :column] == 0).any(dim=0).int().argmax())
+        self._buffer, self._mask, self._column = buffer[:, :, :, :, unused:], mask[:, unused:], column - unused
+        self._positions = torch.cat((self._positions, other._positions))
+        self._logits = torch.cat((self._logits, other._logits))
+        self.rows = self.rows + other.rows
+
+    def _aligned(self, column: int) -> tuple[Tensor, Tensor]:
+        """The buffer and the mask, moved right so that the next free column is `column`."""
+        shift = column - self._column
+        pad = torch.nn.functional.pad
+        mask = pad(pad(self._mask[:, : self._column], (shift, 0), value=MASKED), (0, ROOM))
+        return pad(self._buffer[:, :, :, :, : self._column], (0, 0, shift, ROOM)), mask

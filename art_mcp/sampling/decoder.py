@@ -1,0 +1,201 @@
+"""A causal language model as a pure forward over keys and values that the caller owns; shared by engine and trainer.
+
+`LeanDecoder` walks a Llama-shaped model's own modules (so that LoRA layers count) with one shared prefix that is never
+expanded; `TransformersDecoder` serves every other architecture through transformers' own forward. Nothing here samples.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+MASKED = -1e30
+"""Added to a score that may not be seen; finite, so that a padded row stays free of NaN."""
+
+
+class Cache(Protocol):
+    """Where a layer's new keys and values (rows, heads, new, width) go; returns all that the new tokens may look at."""
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+class NoCache:
+    """For one pass over whole rows: the new keys and values are all there is."""
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        return keys, values
+
+
+class KeepCache:
+    """Keeps every layer's keys and values, in order: how a prefix is computed once (with its graph, when training)."""
+
+    def __init__(self) -> None:
+        self.layers: list[tuple[Tensor, Tensor]] = []
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        self.layers.append((keys, values))
+        return keys, values
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """Tokens that all rows of a batch begin with: per layer keys and values of shape (1, heads, length, width)."""
+
+    length: int
+    layers: list[tuple[Tensor, Tensor]]
+
+
+NO_PREFIX = Prefix(0, [])
+
+
+class Decoder(Protocol):
+    """One forward pass over new tokens."""
+
+    kv_shape: tuple[int, int, int]
+    """Layers, key/value heads, head width."""
+
+    def hidden(self, token_ids: Tensor, positions: Tensor, *, prefix: Prefix, cache: Cache, mask: Tensor) -> Tensor:
+        """Last hidden states (rows, new, size) of `token_ids` (rows, new) at absolute `positions` (rows, new).
+
+        `mask` (rows, new, seen) is added to the attention scores over what `cache` returns; the prefix is always seen.
+        """
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (…, vocabulary) in float32 or wider."""
+        ...
+
+
+def make_decoder(model: Any) -> Decoder:
+    """The fastest decoder that is exact for `model` (a transformers causal LM, or a peft model around one)."""
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    if LeanDecoder.serves(base.config):
+        return LeanDecoder(base)
+    return TransformersDecoder(base)
+
+
+def causal_mask(lengths: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """(rows, width, width): row-wise causal over right-padded rows of `lengths` tokens."""
+    columns = torch.arange(width)
+    seen = (columns[None, :, None] >= columns[None, None, :]) & (columns[None, None, :] < lengths[:, None, None])
+    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, MASKED)
+
+
+def compute_prefix(decoder: Decoder, token_ids: list[int], dtype: torch.dtype) -> Prefix:
+    """The keys and values of `token_ids`, computed once; inside a graph when gradients are on."""
+    if not token_ids:
+        return NO_PREFIX
+    size = len(token_ids)
+    keep = KeepCache()
+    mask = causal_mask(torch.tensor([size]), size, dtype)
+    decoder.hidden(torch.tensor([token_ids]), torch.arange(size)[None], prefix=NO_PREFIX, cache=keep, mask=mask)
+    return Prefix(size, keep.layers)
+
+
+class LeanDecoder:
+    """Qwen2, Qwen3 and Llama: grouped attention, rotary positions, RMS norm, gated MLP, as in transformers' own code."""
+
+    ARCHITECTURES = frozenset({"qwen2", "qwen3", "llama", "mistral"})
+
+    @classmethod
+    def serves(cls, config: Any) -> bool:
+        """Whether this arithmetic is exact for the model: known architecture, plain rotary positions, full attention."""
+        rope = getattr(config, "rope_parameters", None) or {}
+        plain_rope = rope.get("rope_type", "default") == "default"
+        window = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+        return config.model_type in cls.ARCHITECTURES and plain_rope and not window and config.hidden_act == "silu"
+
+    def __init__(self, model: Any) -> None:
+        self._model, self._config = model, model.config
+        self._layers = list(model.model.layers)
+        width = getattr(self._config, "head_dim", None) or self._config.hidden_size // self._config.num_attention_heads
+        self.kv_shape = (len(self._layers), self._config.num_key_value_heads, width)
+        self._cos, self._sin = rotary_table(model.model.rotary_emb.inv_freq, 1)
+
+    def hidden(self, token_ids: Tensor, positions: Tensor, *, prefix: Prefix, cache: Cache, mask: Tensor) -> Tensor:
+        states = self._model.model.embed_tokens(token_ids)
+        rotation = self._rotation(positions, states.dtype)
+        scores_mask = mask[:, None, None]
+        for index, layer in enumerate(self._layers):
+            normed = self._norm(layer.input_layernorm, states)
+            shared = prefix.layers[index] if prefix.length else None
+            states = states + self._attention(index, normed, rotation, shared=shared, cache=cache, mask=scores_mask)
+            normed = self._norm(layer.post_attention_layernorm, states)
+            mlp = layer.mlp
+            states = states + mlp.down_proj(F.silu(mlp.gate_proj(normed)) * mlp.up_proj(normed))
+        return self._norm(self._model.model.norm, states)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        logits = self._model.lm_head(hidden)
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def _norm(self, norm: Any, states: Tensor) -> Tensor:
+        return F.rms_norm(states, (states.shape[-1],), norm.weight, norm.variance_epsilon)
+
+    def _rotation(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        top = int(positions.max()) + 1
+        if top > self._cos.shape[0]:
+            self._cos, self._sin = rotary_table(self._model.model.rotary_emb.inv_freq, 2 * top)
+        return self._cos[positions][:, None].to(dtype), self._sin[positions][:, None].to(dtype)
+
+    def _attention(
+        self,
+        index: int,
+        states: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        *,
+        shared: tuple[Tensor, Tensor] | None,
+        cache: Cache,
+        mask: Tensor,
+    ) -> Tensor:
+        attention = self._layers[index].self_attn
+        rows, new, _ = states.shape
+        heads, width = self.kv_shape[1:]
+        query, key = attention.q_proj(states).view(rows, new, -1, width), attention.k_proj(states).view(rows, new, -1, width)
+        if self._config.model_type == "qwen3":
+            query, key = self._norm(attention.q_norm, query), self._norm(attention.k_norm, key)
+        query, key = rotate(query.transpose(1, 2), rotation), rotate(key.transpose(1, 2), rotation)
+        value = attention.v_proj(states).view(rows, new, heads, width).transpose(1, 2)
+        keys, values = cache.extend(index, key, value)
+        mixed = attend(query, keys, values, shared=shared, mask=mask)
+        return attention.o_proj(mixed.transpose(1, 2).reshape(rows, new, -1))
+
+
+def rotary_table(inverse_frequencies: Tensor, positions: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (positions, width) of rotary position embedding (Su et al. 2021, arXiv:2104.09864)."""
+    angles = torch.outer(torch.arange(positions).float(), inverse_frequencies.float())
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(states: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    first, second = states.chunk(2, dim=-1)
+    return states * rotation[0] + torch.cat((-second, first), dim=-1) * rotation[1]
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, *, shared: tuple[Tensor, Tensor] | None, mask: Tensor) -> Tensor:
+    """Attention of (rows, query heads, new, width) over each row's own keys and, unexpanded, over the shared prefix.
+
+    One softmax spans both parts, so the result equals attention over the concatenation.
+    """
+    rows, query_heads, new, width = query.shape
+    heads = keys.shape[1]
+    groups = query_heads // heads
+    query = (query * (1.0 / math.sqrt(width))).reshape(rows, heads, groups * new, width)
+    own = (query @ keys.transpose(-1, -2)).view(rows, heads, groups, new, -1) + mask
+    if shared is None:
+        mixed = torch.softmax(own, dim=-1).view(rows, heads, groups * new, -1) @ values
+        return mixed.view(rows, query_heads, new, width)
+    prefix_keys, prefix_values = shared[0][0], shared[1][0]
+    length = prefix_keys.shape[1]
+    flat = query.transpose(0, 1).reshape(heads, rows * groups * new, width)
+    far = (flat @ prefix_keys.transpose(-1, -2)).view(heads, rows, groups, new, length).transpose(0, 1)
+    weights = torch.softmax(torch.cat((far, own), dim=-1), dim=-1)
+    near = weights[..., length:].reshape(rows, heads, groups * new, -1) @ values
+    away = weights[..., :length].transpose(0, 1).reshape(heads, rows * groups * new, length) @ prefix_values
+    return (near + away.view(heads, rows, groups * new, width).transpose(0, 1)).reshape(rows, query_heads, new, width)
