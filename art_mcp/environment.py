@@ -29,7 +29,8 @@ class Environment:
 
     `servers`: names from config.json, a `mcpServers` entry (a mapping), or "file.py:server" for an in-process one.
     `scenarios(split)`: the scenarios of "train", "test", … in a fixed order. `tools`: the names to offer (None: all).
-    The reward of a trajectory is the sum of all `rewards`.
+    The reward of a trajectory is the sum of all `rewards`; it counts as solved when the one named `solved_by` (default:
+    the first) gives 1.
     """
 
     servers: Sequence[str | Mapping[str, Any]]
@@ -40,6 +41,7 @@ class Environment:
     limits: Limits = field(default_factory=Limits)
     splits: Sequence[str] = ("train", "test")
     solution: Solution | None = None
+    solved_by: str = ""
     name: str = ""
     folder: Path = field(default_factory=Path)
 
@@ -51,6 +53,10 @@ class Environment:
                 value = reward(trajectory, toolbox) if takes_toolbox(reward) else reward(trajectory)
                 parts[name] = float(await value if inspect.isawaitable(value) else value)
         return trajectory.scored(sum(parts.values()), parts)
+
+    def solved(self, scored: ScoredTrajectory) -> bool:
+        """Whether the reward that tells success gave 1 (or more)."""
+        return scored.parts.get(self.solved_by or next(iter(self.rewards)), 0.0) >= 1 - 1e-9
 
 
 def takes_toolbox(reward: Reward) -> bool:

@@ -37,12 +37,17 @@ class ServerSpec:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A tool as the model is told of it; `parameters` is a JSON Schema of type object."""
+    """A tool as the model is told of it; `parameters` is a JSON Schema of type object.
+
+    `serial`: its server says that it changes things (an explicit `readOnlyHint: false` or `destructiveHint: true`), so
+    parallel calls of it are made one after the other.
+    """
 
     name: str
     description: str
     parameters: JsonObject
     read_only: bool = False
+    serial: bool = False
 
     def schema(self) -> dict[str, Any]:
         """The form that chat templates expect in `tools`."""

@@ -58,6 +58,7 @@ class Decoder(Protocol):
 
     kv_shape: tuple[int, int, int]
     """Layers, key/value heads, head width."""
+    vocabulary: int
 
     def hidden(self, token_ids: Tensor, positions: Tensor, *, prefix: Prefix, cache: Cache, mask: Tensor) -> Tensor:
         """Last hidden states (rows, new, size) of `token_ids` (rows, new) at absolute `positions` (rows, new).
@@ -115,6 +116,7 @@ class LeanDecoder:
         self._layers = list(model.model.layers)
         width = getattr(self._config, "head_dim", None) or self._config.hidden_size // self._config.num_attention_heads
         self.kv_shape = (len(self._layers), self._config.num_key_value_heads, width)
+        self.vocabulary = int(self._config.vocab_size)
         self._cos, self._sin = rotary_table(model.model.rotary_emb.inv_freq, 1)
 
     def hidden(self, token_ids: Tensor, positions: Tensor, *, prefix: Prefix, cache: Cache, mask: Tensor) -> Tensor:
@@ -199,3 +201,51 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, *, shared: tuple[Tensor,
     near = weights[..., length:].reshape(rows, heads, groups * new, -1) @ values
     away = weights[..., :length].transpose(0, 1).reshape(heads, rows * groups * new, length) @ prefix_values
     return (near + away.view(heads, rows, groups * new, width).transpose(0, 1)).reshape(rows, query_heads, new, width)
+
+
+class TransformersDecoder:
+    """Any other architecture with plain key/value caches, through transformers' own forward; the prefix is expanded."""
+
+    def __init__(self, model: Any) -> None:
+        config = model.config.get_text_config()
+        self._model = model
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        self.kv_shape = (config.num_hidden_layers, heads, width)
+        self.vocabulary = int(config.vocab_size)
+
+    def hidden(self, token_ids: Tensor, positions: Tensor, *, prefix: Prefix, cache: Cache, mask: Tensor) -> Tensor:
+        rows, new = token_ids.shape
+        seen = torch.cat((mask.new_zeros(rows, new, prefix.length), mask), dim=-1)[:, None]
+        output = self._model.base_model(
+            input_ids=token_ids,
+            attention_mask=seen,
+            position_ids=positions,
+            past_key_values=PrefixedCache(prefix, cache, rows),
+            use_cache=True,
+        )
+        return output.last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        logits = self._model.get_output_embeddings()(hidden)
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+
+class PrefixedCache:
+    """What transformers takes for its Cache: hands new keys and values to ours, and shows the prefix before them."""
+
+    is_compileable = False
+
+    def __init__(self, prefix: Prefix, cache: Cache, rows: int) -> None:
+        self._prefix, self._cache, self._rows = prefix, cache, rows
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        keys, values = self._cache.extend(layer_idx, key_states, value_states)
+        if not self._prefix.length:
+            return keys, values
+        far = self._prefix.layers[layer_idx]
+        shape = (self._rows, -1, -1, -1)
+        return torch.cat((far[0].expand(shape), keys), dim=2), torch.cat((far[1].expand(shape), values), dim=2)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self._prefix.length

@@ -134,7 +134,7 @@ class TransformersEngine:
             while self._turn():
                 pass
             self._fail(EngineError("the engine was closed while sampling"))
-        except BaseException as error:  # handed on to every caller that waits: nobody else would see it
+        except BaseException as error:  # noqa: BLE001  handed on to every caller that waits: nobody else would see it
             self._closing = True
             self._fail(error)
 
@@ -227,7 +227,7 @@ def run(work: Callable[[], Any], future: Future[Any]) -> None:
         return
     try:
         result = work()
-    except BaseException as error:  # handed on to the caller that waits for this work
+    except BaseException as error:  # noqa: BLE001  handed on to the caller that waits for this work
         future.set_exception(error)
     else:
         future.set_result(result)

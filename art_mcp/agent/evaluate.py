@@ -1,0 +1,132 @@
+"""How good a policy is on a split: solved rate with its interval, overall and by level. Nothing is trained here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+from art_mcp.agent.group import gather_trajectory_groups
+from art_mcp.environment import Environment
+from art_mcp.errors import EnvironmentLoadError
+from art_mcp.model import TrainableModel
+from art_mcp.ports import Progress, Toolbox
+from art_mcp.types import Malformed, Scenario, ScoredTrajectory
+
+Z95 = 1.959964
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """The figures of one level of difficulty."""
+
+    solved: float
+    ci95: tuple[float, float]
+    n: int
+    turns_mean: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """`solved` is a share of the `n` rollouts that the world did not break (`failed` counts those it did); `ci95` its
+    Wilson interval; `malformed_rate` a share of the calls begun, `tool_error_rate` of the calls made."""
+
+    solved: float
+    ci95: tuple[float, float]
+    reward: float
+    n: int
+    failed: int
+    malformed_rate: float
+    tool_error_rate: float
+    turns_mean: float
+    by_level: dict[str, Level]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+async def evaluate(
+    model: TrainableModel[Any],
+    environment: Environment,
+    *,
+    toolbox: Toolbox,
+    split: str = "test",
+    n: int = 1000,
+    temperature: float = 0.0,
+    seed: int = 0,
+    concurrency: int = 128,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Plays `n` scenarios of `split` once each, the same number from every level."""
+    groups = await gather_trajectory_groups(
+        balanced(environment.scenarios(split), n),
+        model=model,
+        environment=environment,
+        toolbox=toolbox,
+        rollouts=1,
+        concurrency=concurrency,
+        temperature=temperature,
+        seed=seed,
+        step=-1,
+        progress=progress,
+    )
+    scored = [one for group in groups for one in group.trajectories]
+    failed = sum(len(group.failures) for group in groups)
+    if not scored:
+        raise EnvironmentLoadError(f"none of {failed} rollouts could be played: {groups[0].failures[0].message}")
+    return evaluation(scored, environment, failed=failed)
+
+
+def evaluation(scored: Sequence[ScoredTrajectory], environment: Environment, *, failed: int) -> Evaluation:
+    """The figures of rollouts that were played."""
+    levels = sorted({level_of(one) for one in scored})
+    solved = [environment.solved(one) for one in scored]
+    uses = [use for one in scored for use in one.trajectory.uses]
+    made = sum(not isinstance(use.call, Malformed) for use in uses)
+    return Evaluation(
+        solved=fmean(solved),
+        ci95=wilson(sum(solved), len(solved)),
+        reward=fmean([one.reward for one in scored]),
+        n=len(scored),
+        failed=failed,
+        malformed_rate=(len(uses) - made) / max(1, len(uses)),
+        tool_error_rate=sum(one.trajectory.tool_errors for one in scored) / max(1, made),
+        turns_mean=fmean([one.trajectory.turns for one in scored]),
+        by_level={str(level): figures([one for one in scored if level_of(one) == level], environment) for level in levels},
+    )
+
+
+def figures(scored: Sequence[ScoredTrajectory], environment: Environment) -> Level:
+    solved = [environment.solved(one) for one in scored]
+    turns = fmean([one.trajectory.turns for one in scored])
+    return Level(fmean(solved), wilson(sum(solved), len(solved)), len(scored), turns)
+
+
+def level_of(scored: ScoredTrajectory) -> int:
+    scenario = scored.trajectory.scenario
+    return scenario.level if scenario else 0
+
+
+def balanced(scenarios: Sequence[Scenario], n: int) -> list[Scenario]:
+    """The first `n` scenarios, as many from every level as from the others; all there are where a level has fewer.
+
+    Raises EnvironmentLoadError for an empty split.
+    """
+    levels: dict[int, list[Scenario]] = {}
+    for scenario in scenarios:
+        levels.setdefault(scenario.level, []).append(scenario)
+    if not levels:
+        raise EnvironmentLoadError("this split has no scenarios")
+    each, more = divmod(n, len(levels))
+    shares = [each + (place < more) for place in range(len(levels))]
+    return [scenario for share, level in zip(shares, sorted(levels), strict=True) for scenario in levels[level][:share]]
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """The 95 % score interval of a share (Wilson 1927): within [0, 1] also at the edges."""
+    share, z2 = successes / n, Z95**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return max(0.0, centre - half), min(1.0, centre + half)

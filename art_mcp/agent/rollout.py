@@ -1,0 +1,158 @@
+"""One rollout: the policy's go at one scenario, token for token. Groups, concurrency and failures live in `group`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+import anyio
+
+from art_mcp.core.seeds import seed_of
+from art_mcp.errors import ToolServerError, boundary
+from art_mcp.ports import Dialect, Sampler, Toolbox
+from art_mcp.types import (
+    Limits,
+    Malformed,
+    Message,
+    SamplingParams,
+    Scenario,
+    Span,
+    StopReason,
+    ToolCall,
+    ToolResult,
+    ToolUse,
+    Trajectory,
+)
+
+
+@dataclass(slots=True)
+class Transcript:
+    """A rollout while it grows: consistent after every statement, so that a time limit may end it anywhere."""
+
+    messages: list[Message]
+    spans: list[Span] = field(default_factory=list[Span])
+    uses: list[ToolUse] = field(default_factory=list[ToolUse])
+    tokens: list[int] = field(default_factory=list[int])
+
+    def add(self, span: Span) -> None:
+        if span.token_ids:
+            self.spans.append(span)
+            self.tokens.extend(span.token_ids)
+
+
+async def rollout(
+    scenario: Scenario,
+    *,
+    sampler: Sampler,
+    dialect: Dialect,
+    toolbox: Toolbox,
+    system: str = "",
+    limits: Limits | None = None,
+    temperature: float = 1.0,
+    key: Sequence[object] = (0, 0),
+    number: int = 0,
+) -> Trajectory:
+    """Plays `scenario` until an answer without a call, or a limit.
+
+    Every draw depends on (`key`, scenario id, `number`, turn) alone; `key` is (run seed, step), `number` the rollout's
+    place in its group. Raises RolloutError when the world fails: a dead tool server, a failed engine.
+    """
+    limits = limits or Limits()
+    opening: list[Message] = [{"role": "system", "content": system}] if system else []
+    transcript = Transcript([*opening, {"role": "user", "content": scenario.prompt}])
+    seed_key = (*key, scenario.id, number)
+    began = monotonic()
+    reason = StopReason.TIME_LIMIT
+    with anyio.move_on_after(limits.seconds):
+        reason = await play(
+            transcript, sampler=sampler, dialect=dialect, toolbox=toolbox, limits=limits, temperature=temperature, key=seed_key
+        )
+    return Trajectory(
+        scenario=scenario,
+        rollout_id=":".join(map(str, seed_key)),
+        messages=tuple(transcript.messages),
+        spans=tuple(transcript.spans),
+        stop_reason=reason,
+        uses=tuple(transcript.uses),
+        seconds=monotonic() - began,
+    )
+
+
+async def play(
+    transcript: Transcript,
+    *,
+    sampler: Sampler,
+    dialect: Dialect,
+    toolbox: Toolbox,
+    limits: Limits,
+    temperature: float,
+    key: Sequence[object],
+) -> StopReason:
+    """Samples turn after turn into `transcript` and says why it ended."""
+    shared, rest = dialect.opening(transcript.messages, toolbox.tools)
+    transcript.add(Span(tuple(shared)))
+    transcript.add(Span(tuple(rest)))
+    most = min(limits.tokens, sampler.context_length)
+    for turn in range(limits.turns):
+        room = min(limits.turn_tokens, most - len(transcript.tokens))
+        if room <= 0:
+            return StopReason.TOKEN_LIMIT
+        params = SamplingParams(max_tokens=room, temperature=temperature, seed=seed_of(*key, turn))
+        completion = await sampler.sample(transcript.tokens, params=params, stop=dialect.stop_token_ids, shared=len(shared))
+        transcript.add(completion.span)
+        reply, calls = dialect.read(completion.span.token_ids, toolbox.tools)
+        transcript.messages.append(reply)
+        if not completion.stopped:
+            transcript.uses.extend(unmade(call, turn) for call in calls if isinstance(call, Malformed))
+            return StopReason.TOKEN_LIMIT if room < limits.turn_tokens else StopReason.TRUNCATED
+        if not calls:
+            return StopReason.ANSWERED
+        if len(transcript.uses) + len(calls) > limits.calls:
+            return StopReason.CALL_LIMIT
+        results = await make_calls(calls, toolbox)
+        transcript.uses.extend(ToolUse(call, result, turn) for call, result in zip(calls, results, strict=True))
+        following = answers(reply, calls, results)
+        transcript.messages.extend(following)
+        if turn + 1 < limits.turns:
+            transcript.add(Span(tuple(dialect.bridge(reply, following, completion.span.token_ids[-1]))))
+    return StopReason.TURN_LIMIT
+
+
+def unmade(call: Malformed, turn: int) -> ToolUse:
+    return ToolUse(call, ToolResult(call.error, is_error=True), turn)
+
+
+async def make_calls(calls: Sequence[ToolCall | Malformed], toolbox: Toolbox) -> list[ToolResult]:
+    """The results in the order of the calls. Calls run in parallel; those of tools whose server says that they change
+    things run one after the other, in the order written."""
+    results: dict[int, ToolResult] = {}
+    serial = {tool.name for tool in toolbox.tools if tool.serial}
+
+    async def make(indices: Sequence[int]) -> None:
+        for index in indices:
+            call = calls[index]
+            made = isinstance(call, ToolCall)
+            results[index] = await toolbox.call(call) if made else ToolResult(call.error, is_error=True)
+
+    in_order = [i for i, call in enumerate(calls) if isinstance(call, ToolCall) and call.name in serial]
+    with boundary(ToolServerError, "calling tools"):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(make, in_order)
+            for index in range(len(calls)):
+                if index not in in_order:
+                    tasks.start_soon(make, [index])
+    return [results[index] for index in range(len(calls))]
+
+
+def answers(reply: Message, calls: Sequence[ToolCall | Malformed], results: Sequence[ToolResult]) -> list[Message]:
+    """One tool message for each call, in order; a malformed call is answered with what to fix."""
+    ids = iter([call["id"] for call in reply.get("tool_calls") or ()])
+    messages: list[Message] = []
+    for call, result in zip(calls, results, strict=True):
+        message: dict[str, Any] = {"role": "tool", "content": result.text}
+        if isinstance(call, ToolCall):
+            message |= {"name": call.name, "tool_call_id": next(ids, "")}
+        messages.append(message)
+    return messages

@@ -1,0 +1,97 @@
+"""One model's conversations as tokens and its tokens as calls: a template, a tokenizer and a parser together are a Dialect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+from art_mcp.core.parse import Parsed, parse_calls
+from art_mcp.core.template import USER, ChatTemplate
+from art_mcp.errors import TemplateError
+from art_mcp.ports import Tokenizer
+from art_mcp.types import Malformed, Message, Tool, ToolCall
+
+Parse: TypeAlias = Callable[[str, Sequence[Tool]], Parsed]
+
+HEADS = 64
+"""How many shared openings are kept as tokens: one for each system message and set of tools that is in use at a time."""
+
+
+class TemplateDialect:
+    """The Dialect of a model with this template; `parse` reads the calls of a turn in the model's own form."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, template: ChatTemplate, *, stop_token_ids: Iterable[int], parse: Parse = parse_calls
+    ) -> None:
+        self._tokenizer, self._template, self._parse = tokenizer, template, parse
+        self._stops = {token: tokenizer.decode([token]) for token in stop_token_ids}
+        self._split = lru_cache(maxsize=HEADS)(self._find_split)
+
+    @property
+    def stop_token_ids(self) -> frozenset[int]:
+        return frozenset(self._stops)
+
+    def opening(self, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[list[int], list[int]]:
+        """The first prompt: the shared part (empty where the tokenizer would not cut there), and the rest."""
+        shared, rest = self._template.opening_text(messages, tools)
+        head = self._split(shared)
+        return list(head), self._tokenizer.encode(rest if head else shared + rest)
+
+    def bridge(self, reply: Message, following: Sequence[Message], last_token: int) -> list[int]:
+        """The tokens between the policy's turn and its next one; only what is new is rendered and tokenized."""
+        text = self._template.bridge_text(reply, following, ended_with=self._stops.get(last_token, ""))
+        return self._tokenizer.encode(text)
+
+    def written(self, before: Sequence[Message], reply: Message, tools: Sequence[Tool]) -> list[int]:
+        """The tokens that the policy would have sampled for `reply` in the template's own form, its stop token included."""
+        stop_strings = tuple(self._stops.values())
+        return self._tokenizer.encode(self._template.written(before, reply, tools=tools, stop_strings=stop_strings))
+
+    def read(self, token_ids: Sequence[int], tools: Sequence[Tool]) -> tuple[Message, tuple[ToolCall | Malformed, ...]]:
+        """The message of a sampled turn, and every call that the policy began in it, with ids that are unique in the turn.
+
+        A turn in the template's own form is rendered back as exactly what was sampled. What cannot be called stays in the
+        message's text: all of the turn where nothing can, the malformed calls alone where others can.
+        """
+        stopped = bool(token_ids) and token_ids[-1] in self._stops
+        text = self._tokenizer.decode(token_ids[:-1] if stopped else token_ids)
+        parsed = self._parse(text, tools)
+        calls = tuple(identified(call, index) for index, call in enumerate(parsed.calls))
+        made = [call for call in calls if isinstance(call, ToolCall)]
+        broken = [call.text for call in calls if isinstance(call, Malformed)]
+        content = "\n".join(part for part in (parsed.content, *broken) if part) if made else text
+        message: dict[str, Any] = {"role": "assistant", "content": content}
+        if made:
+            message["tool_calls"] = [
+                {"type": "function", "id": call.id, "function": {"name": call.name, "arguments": call.arguments}}
+                for call in made
+            ]
+        return self._with_reasoning(message, text), calls
+
+    def _with_reasoning(self, message: Message, text: str) -> Message:
+        """The message with its thoughts apart, if that is how the template writes what was sampled."""
+        thoughts, tag, said = str(message["content"]).partition("</think>")
+        if not tag:
+            return message
+        reasoning = thoughts.strip().removeprefix("<think>").strip()
+        apart = {**message, "content": said.lstrip("\n")} | ({"reasoning_content": reasoning} if reasoning else {})
+        try:
+            ending = self._template.ending(apart)
+            return apart if self._template.written([USER], apart) == text + ending.stop else message
+        except TemplateError:  # a policy may think of anything, also of what a template refuses
+            return message
+
+    def _find_split(self, shared: str) -> tuple[int, ...]:
+        """The tokens of `shared`, if they stay the same whatever comes next: a few beginnings of a rest are tried."""
+        head = self._tokenizer.encode(shared)
+        for rest in ("user\nWhy?", "\n\nWhy?", " Why?", "Why?", "é"):
+            if self._tokenizer.encode(shared + rest) != [*head, *self._tokenizer.encode(rest)]:
+                return ()
+        return tuple(head)
+
+
+def identified(call: ToolCall | Malformed, index: int) -> ToolCall | Malformed:
+    # nine letters and digits: the strictest template (Mistral's) takes no other ids
+    return replace(call, id=f"call{index:05d}") if isinstance(call, ToolCall) else call

@@ -1,0 +1,66 @@
+"""Checkpoints: written aside and renamed, so that a folder that exists is whole. What is in them is the trainer's."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from art_mcp.errors import RunError, boundary
+from art_mcp.local.torch_trainer import TorchTrainer
+
+OPTIMIZER_FILE, STATE_FILE = "optimizer.pt", "trainer.json"
+
+
+@contextmanager
+def written_aside(folder: Path) -> Generator[Path]:
+    """A folder beside `folder` to write into; it takes its place, complete and synced, when the block ends well."""
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        with boundary(RunError, f"writing {folder}", OSError, RuntimeError):
+            aside.mkdir(parents=True)
+            yield aside
+            sync(aside)
+            if folder.exists():
+                shutil.rmtree(folder)
+            aside.rename(folder)
+            sync(folder.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def sync(folder: Path) -> None:
+    for path in [*folder.iterdir(), folder]:
+        if path.is_dir() and path != folder:
+            continue
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def save_checkpoint(folder: Path, *, trainer: TorchTrainer, tokenizer: Any, step: int) -> None:
+    """The model (a standard Hugging Face folder, or a peft adapter), its tokenizer, the optimizer and torch's RNG."""
+    with written_aside(folder) as aside:
+        trainer.model.save_pretrained(aside, safe_serialization=True)
+        tokenizer.save_pretrained(aside)
+        state = {"optimizer": trainer.optimizer.state_dict(), "rng": torch.get_rng_state()}
+        torch.save(state, aside / OPTIMIZER_FILE)
+        (aside / STATE_FILE).write_text(json.dumps({"step": step}))
+
+
+def load_checkpoint(folder: Path, trainer: TorchTrainer) -> int:
+    """Restores optimizer and RNG beside weights that were loaded from `folder`; returns the step."""
+    with boundary(RunError, f"resuming from {folder}", OSError, ValueError, KeyError):
+        state = torch.load(folder / OPTIMIZER_FILE, weights_only=True)
+        trainer.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"])
+        return int(json.loads((folder / STATE_FILE).read_text())["step"])

@@ -1,0 +1,153 @@
+"""Loads a model with its tokenizer and template, and says what was really loaded. Training and sampling live elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from art_mcp.core.dialect import TemplateDialect
+from art_mcp.core.template import ChatTemplate
+from art_mcp.errors import ModelError, boundary
+from art_mcp.sampling.tokenizer import BackendTokenizer
+from art_mcp.types import LoraSpec, ModelSpec
+
+TINY = Path(__file__).resolve().parent.parent / "tiny_policy"
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+TEMPLATE_FILE = "chat_template.jinja"
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A model ready to sample and train, and `facts` for the manifest: source, architecture, parameters, dtype, hashes."""
+
+    model: Any
+    tokenizer: Any
+    dialect: TemplateDialect
+    context_length: int
+    facts: dict[str, Any]
+
+
+def model_source(source: str) -> str:
+    """The folder or hub id that `source` stands for: "tiny" is the policy in this package."""
+    return str(TINY) if source == "tiny" else source
+
+
+def load_model(spec: ModelSpec, *, lenient: bool = False) -> Loaded:
+    """Loads weights, tokenizer and template of `spec.source`; adds LoRA adapters where `spec.lora` asks for them.
+
+    Raises ModelError, naming what is missing, when the folder or the hub id does not hold a causal language model.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = model_source(spec.source)
+    check_folder(source)
+    with boundary(ModelError, f"loading {spec.source}", OSError, ValueError, KeyError):
+        adapter = Path(source) / "adapter_config.json"
+        base = base_of(adapter) if adapter.is_file() else source
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=DTYPES[spec.dtype])
+    model.eval()
+    if adapter.is_file():
+        model = load_adapter(model, source)
+    elif spec.lora is not None:
+        model = add_lora(model, spec.lora, seed=spec.seed)
+    template = template_of(tokenizer, source)
+    dialect = make_dialect(tokenizer, template, model, lenient=lenient)
+    return Loaded(model, tokenizer, dialect, context_of(model), describe_model(model, spec, base=base, template=template))
+
+
+def check_folder(source: str) -> None:
+    folder = Path(source)
+    if not folder.is_dir():
+        if folder.is_absolute() or source.startswith(("./", "../", "~")):
+            raise ModelError(f"no model folder at {source}")
+        return
+    if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+        raise ModelError(f"{source} is not a model folder: it has no config.json")
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        raise ModelError(f"{source} has no weights: put *.safetensors there, or name another model")
+    if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
+        raise ModelError(f"{source} has no tokenizer: put tokenizer.json there")
+
+
+def base_of(adapter: Path) -> str:
+    return model_source(str(json.loads(adapter.read_text())["base_model_name_or_path"]))
+
+
+def template_of(tokenizer: Any, source: str) -> str:
+    """The model's own template; Qwen2.5's where it has none."""
+    own = getattr(tokenizer, "chat_template", None)
+    if isinstance(own, dict):
+        own = own.get("tool_use") or own.get("default")
+    return str(own) if own else (TINY / TEMPLATE_FILE).read_text(encoding="utf-8")
+
+
+def make_dialect(tokenizer: Any, template: str, model: Any, *, lenient: bool) -> TemplateDialect:
+    backend = BackendTokenizer(tokenizer)
+    specials = {name: str(value) for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+    chat = ChatTemplate(template, name=str(tokenizer.name_or_path), specials=backend.specials, special_tokens=specials)
+    return TemplateDialect(backend, chat, stop_token_ids=stop_tokens(tokenizer, model), lenient=lenient)
+
+
+def stop_tokens(tokenizer: Any, model: Any) -> frozenset[int]:
+    """Every token that ends a turn: the tokenizer's, and those of the generation config."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    several = configured if isinstance(configured, list) else [configured]
+    found = frozenset(int(token) for token in (*several, tokenizer.eos_token_id) if token is not None)
+    if not found:
+        raise ModelError(f"{tokenizer.name_or_path} names no end-of-turn token: set eos_token in its tokenizer_config.json")
+    return found
+
+
+def add_lora(model: Any, lora: LoraSpec, *, seed: int) -> Any:
+    """Adapters on all linear layers (LoRA, arXiv:2106.09685), drawn from `seed`; in float32 for half-precision models."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(model, config).eval()
+
+
+def load_adapter(model: Any, folder: str) -> Any:
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, folder, is_trainable=True).eval()
+
+
+def context_of(model: Any) -> int:
+    return int(getattr(model.config, "max_position_embeddings", 32768))
+
+
+def describe_model(model: Any, spec: ModelSpec, *, base: str, template: str) -> dict[str, Any]:
+    quantization = getattr(model.config, "quantization_config", None)
+    return {
+        "source": spec.source,
+        "architecture": model.config.model_type,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "trainable_parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        "dtype": spec.dtype,
+        "quantization": None if quantization is None else str(quantization),
+        "lora": None if spec.lora is None else {"rank": spec.lora.rank, "alpha": spec.lora.alpha},
+        "weights_sha256": hash_weights(base),
+        "template_sha256": hashlib.sha256(template.encode()).hexdigest(),
+    }
+
+
+def hash_weights(base: str) -> str | None:
+    """Of all safetensors files in a folder, in name order; None for a hub id, which its revision names."""
+    files = sorted(Path(base).glob("*.safetensors"))
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,105 @@
+"""The handles that users hold: `Model`, `TrainableModel`, each with the user's own typed config. Backends do the work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Generic, TypeVar, overload
+
+from pydantic import BaseModel
+
+from art_mcp.errors import ModelError
+from art_mcp.ports import Backend, Dialect, Sampler
+from art_mcp.types import LoraSpec, ModelSpec, TrainConfig, TrajectoryGroup
+
+ModelConfig = TypeVar("ModelConfig", bound=BaseModel | None)
+
+
+class Model(Generic[ModelConfig]):
+    """A named model with a user's own `config` (a pydantic model, or None); type checkers know the config's type."""
+
+    config: ModelConfig
+
+    @overload
+    def __init__(self: Model[None], *, name: str, config: None = None) -> None: ...
+
+    @overload
+    def __init__(self, *, name: str, config: ModelConfig) -> None: ...
+
+    def __init__(self, *, name: str, config: ModelConfig | None = None) -> None:
+        if not name or any(character in name for character in "/@\\ \t\n"):
+            raise ModelError(f"a model's name is a plain word without '/', '@' or spaces, not {name!r}")
+        self.name = name
+        self.config = config  # pyright: ignore[reportAttributeAccessIssue]  # the overloads tie None to Model[None]
+
+
+class TrainableModel(Model[ModelConfig]):
+    """A model that a backend samples and trains: `await model.register(backend)` first, then everything else.
+
+    `base_model`: "tiny" (the policy in this package), a folder, or a hub id. `lora`: None trains all weights.
+    """
+
+    @overload
+    def __init__(
+        self: TrainableModel[None],
+        *,
+        name: str,
+        base_model: str = "tiny",
+        config: None = None,
+        lora: LoraSpec | None = None,
+        seed: int = 0,
+        spec: ModelSpec | None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        *,
+        name: str,
+        base_model: str = "tiny",
+        config: ModelConfig,
+        lora: LoraSpec | None = None,
+        seed: int = 0,
+        spec: ModelSpec | None = None,
+    ) -> None: ...
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        base_model: str = "tiny",
+        config: ModelConfig | None = None,
+        lora: LoraSpec | None = None,
+        seed: int = 0,
+        spec: ModelSpec | None = None,
+    ) -> None:
+        super().__init__(name=name, config=config)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        self.spec = spec or ModelSpec(source=base_model, lora=lora, seed=seed)
+        self._backend: Backend | None = None
+
+    @property
+    def backend(self) -> Backend:
+        """The backend that this model is registered with. Raises ModelError before `register`."""
+        if self._backend is None:
+            raise ModelError(f"model {self.name!r} has no backend yet: `await model.register(LocalBackend())` first")
+        return self._backend
+
+    async def register(self, backend: Backend) -> None:
+        """Loads the model on `backend`, which from then on samples and trains it."""
+        await backend.register(self)
+        self._backend = backend
+
+    async def train(self, groups: Sequence[TrajectoryGroup], *, config: TrainConfig | None = None) -> Mapping[str, float]:
+        """One optimizer step on `groups`; the new policy is published before it returns. Returns the step's metrics."""
+        return await self.backend.train(self, groups, config=config or TrainConfig())
+
+    async def get_step(self) -> int:
+        """How many training steps this model has taken."""
+        return await self.backend.get_step(self)
+
+    def sampler(self) -> Sampler:
+        """Samples from the current policy."""
+        return self.backend.sampler(self)
+
+    def dialect(self) -> Dialect:
+        """How this model's conversations become tokens and back."""
+        return self.backend.dialect(self)

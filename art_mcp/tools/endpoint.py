@@ -1,0 +1,207 @@
+"""Where one server is: its transport, what it wrote to stderr, and how its failures are worded. Sessions are not here."""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO, cast
+
+import anyio
+import httpx2
+from mcp import MCPError, StdioServerParameters, stdio_client
+from mcp.client.sse import sse_client
+from mcp.client.streamable_http import streamable_http_client
+from mcp.types import CONNECTION_CLOSED, INTERNAL_ERROR, METHOD_NOT_FOUND
+
+from art_mcp.child import launch_command
+from art_mcp.errors import ArtMcpError, ToolServerError, describe, sole_cause
+from art_mcp.tools.config import resolve
+from art_mcp.tools.inprocess import ServerObject, load_server
+from art_mcp.types import ServerSpec
+
+if TYPE_CHECKING:
+    from mcp.client import Transport
+    from mcp.client._transport import TransportStreams
+
+FAILURES = (
+    MCPError,
+    OSError,
+    ValueError,
+    httpx2.HTTPError,
+    httpx2.InvalidURL,
+    anyio.ClosedResourceError,
+    anyio.BrokenResourceError,
+    anyio.EndOfStream,
+)
+"""What the SDK and its HTTP client raise when the other side, or its address, is the problem."""
+
+HTTP_SECONDS = 30.0
+LAST_LINES = 3
+LOG_BYTES = 1 << 20
+SHORTEST_SECRET = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """A stdio server's stderr, in a file without a name: a pipe would have to be emptied all the time."""
+
+    file: TextIO
+
+    def last_lines(self) -> str:
+        """The last few lines that are not blank, as one."""
+        descriptor = self.file.fileno()
+        text = os.pread(descriptor, 8192, max(0, os.fstat(descriptor).st_size - 8192)).decode(errors="replace")
+        return " / ".join([line.strip() for line in text.splitlines() if line.strip()][-LAST_LINES:])
+
+    def trim(self) -> None:
+        """Empties a long log."""
+        if os.fstat(self.file.fileno()).st_size > LOG_BYTES:
+            os.ftruncate(self.file.fileno(), 0)
+
+
+@contextmanager
+def open_log() -> Generator[Log]:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
+        # The server shares our position in the file; appending, it goes on at the new end after a trim.
+        fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) | os.O_APPEND)
+        yield Log(cast("TextIO", file))
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One server: `spec` as it was given, references and all, for messages; `resolved` and `secrets` for nobody's eyes."""
+
+    spec: ServerSpec
+    log: Log = field(repr=False)
+    resolved: ServerSpec = field(repr=False)
+    secrets: frozenset[str] = field(repr=False)
+    server: ServerObject | None = None
+
+    @classmethod
+    def of(cls, server: ServerSpec | ServerObject, log: Log) -> Endpoint:
+        """Raises ConfigError when a reference in the spec cannot be resolved."""
+        if isinstance(server, ServerSpec):
+            return cls(server, log, *resolve(server))
+        spec = ServerSpec(server.name, "in-process")
+        return cls(spec, log, spec, frozenset(), server)
+
+    def open(self) -> Transport | ServerObject:
+        """What `mcp.Client` connects to. Raises ToolServerError when the command to start cannot be found."""
+        spec = self.resolved
+        match spec.transport:
+            case "stdio":
+                self.find_command()
+                command, args = launch_command(spec.command, spec.args)
+                started = StdioServerParameters(command=command, args=args, env=dict(spec.env), cwd=spec.cwd)
+                return stdio_client(started, errlog=self.log.file)
+            case "sse":
+                return sse_client(spec.url, dict(spec.headers), timeout=HTTP_SECONDS, sse_read_timeout=math.inf)
+            case "streamable-http":
+                return http_transport(spec.url, spec.headers)
+            case "in-process":
+                return self.server or load_server(spec.target)
+
+    def find_command(self) -> None:
+        """The launcher would report a missing command too, but only after a process has been started."""
+        spec = self.resolved
+        place = spec.cwd or Path.cwd()
+        if not place.is_dir():
+            raise self.failure(f"cannot start: its working folder {spec.cwd} does not exist")
+        command = str(place / spec.command) if os.sep in spec.command else spec.command
+        if shutil.which(command, path=spec.env.get("PATH")) is None:
+            raise self.failure(f"cannot start: no command {self.spec.command!r}; install it, or put its path into the config")
+
+    def failure(self, what: str) -> ToolServerError:
+        """A ToolServerError that names the server, without its secrets."""
+        return ToolServerError(f"server {self.spec.name!r} {self.masked(what)}")
+
+    def masked(self, text: str) -> str:
+        for secret in sorted(self.secrets, key=len, reverse=True):
+            if len(secret) >= SHORTEST_SECRET:
+                text = text.replace(secret, "***")
+        return text
+
+    def explain(self, error: BaseException, raised: BaseException | None, *, connected: bool) -> BaseException:
+        """What to raise for an error that came out of a session: what its block `raised`, if that is in it; a ToolServerError
+        for what the other side does; a bug as it is. Never a group of one."""
+        causes = list(leaves(error))
+        for cause in causes:
+            if cause is raised or isinstance(cause, ArtMcpError):
+                return cause
+        kinds = FAILURES if connected else (*FAILURES, RuntimeError)  # RuntimeError: no protocol version in common
+        if not all(isinstance(cause, kinds) for cause in causes):
+            return sole_cause(error)
+        failure = self.lost(causes[0]) if connected else self.unreached(causes[0])
+        if not any(self.masked(text) != text for text in map(str, causes)):  # an HTTP error quotes its whole url
+            failure.__cause__ = error
+        return failure
+
+    def lost(self, error: BaseException) -> ToolServerError:
+        """The connection broke while it was open."""
+        if self.spec.transport == "stdio":
+            return self.failure(f"ended: {self.log.last_lines() or 'it wrote nothing to stderr'}")
+        limit = " (a result over 1 MiB does that too, over SSE)" if self.spec.transport == "sse" else ""
+        return self.failure(f"is lost{at(self.spec.url)}: {describe(error)}{limit}")
+
+    def unreached(self, error: BaseException) -> ToolServerError:
+        """The connection did not come about."""
+        if self.spec.transport == "stdio" and isinstance(error, MCPError) and error.code == CONNECTION_CLOSED:
+            return self.failure(f"ended before it was ready: {self.log.last_lines() or 'it wrote nothing to stderr'}")
+        if isinstance(error, httpx2.ConnectError):
+            return self.failure(f"is not there: nothing listens{at(self.spec.url)}; start it, or correct its url")
+        status = http_status(error)
+        if status and self.spec.url:
+            return self.failure(f"answered {status}{at(self.spec.url)}: {URL_HINTS[self.spec.transport]}")
+        return self.failure(f"cannot be reached{at(self.spec.url)}: {describe(error)}")
+
+
+URL_HINTS = {
+    "sse": 'its type is "sse", for which the path is usually /sse; for /mcp the type is "streamable-http"',
+    "streamable-http": 'its type is "streamable-http", for which the path is usually /mcp; for /sse the type is "sse"',
+}
+
+
+def at(url: str) -> str:
+    """The address without what may be secret in it: user and query."""
+    return f" at {re.sub(r'//[^/@]*@', '//', url).partition('?')[0]}" if url else ""
+
+
+def http_status(error: BaseException) -> str:
+    """An HTTP status that refused a session, also where the SDK has made an MCPError of it; "" if there is none."""
+    if isinstance(error, httpx2.HTTPStatusError):
+        return f"{error.response.status_code} {error.response.reason_phrase}"
+    if isinstance(error, MCPError) and (error.code, error.message) == (METHOD_NOT_FOUND, "Not Found"):
+        return "404 Not Found"
+    if isinstance(error, MCPError) and (error.code, error.message) == (INTERNAL_ERROR, "Server returned an error response"):
+        return "with an HTTP error"
+    return ""
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions in nested groups."""
+    if isinstance(error, BaseExceptionGroup):
+        for member in cast("BaseExceptionGroup[BaseException]", error).exceptions:
+            yield from leaves(member)
+    else:
+        yield error
+
+
+@asynccontextmanager
+async def http_transport(url: str, headers: Mapping[str, str]) -> AsyncGenerator[TransportStreams]:
+    """Streamable HTTP without the SDK's limits: any size of event, any number of calls at once, any wait for a result (the
+    session's own timeout ends it)."""
+    timeout = httpx2.Timeout(HTTP_SECONDS, read=None)
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+    async with (
+        httpx2.AsyncClient(headers=dict(headers), timeout=timeout, limits=limits) as client,
+        streamable_http_client(url, http_client=client, max_sse_event_size=None) as streams,
+    ):
+        yield streams

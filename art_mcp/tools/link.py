@@ -1,0 +1,111 @@
+"""One server of a toolbox, kept open in a task of its own: listing, calling, and telling whose fault a failed call is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+import mcp.types
+from mcp import Client, MCPError
+from mcp.types import CONNECTION_CLOSED, INTERNAL_ERROR, INVALID_REQUEST, PARSE_ERROR, REQUEST_TIMEOUT
+
+from art_mcp.errors import ToolServerError, boundary, describe
+from art_mcp.tools.connect import Connection, Era, connect
+from art_mcp.tools.endpoint import FAILURES
+from art_mcp.tools.inprocess import ServerObject
+from art_mcp.tools.results import read_result
+from art_mcp.types import ServerSpec, ToolResult
+
+SERVER_FAULTS = frozenset({INTERNAL_ERROR, INVALID_REQUEST, PARSE_ERROR})
+TRIM_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """How long to wait, in seconds, and in which protocol era."""
+
+    mode: Era
+    connect_timeout: float
+    call_timeout: float
+
+
+@dataclass(slots=True)
+class Link:
+    """A server as its toolbox sees it; `failure` says since when, and why, it cannot be called."""
+
+    name: str
+    server: ServerSpec | ServerObject
+    waiting: Waiting
+    ready: anyio.Event = field(default_factory=anyio.Event)
+    connection: Connection | None = None
+    tools: tuple[mcp.types.Tool, ...] = ()
+    failure: ToolServerError | None = None
+
+    async def serve(self, closing: anyio.Event) -> None:
+        """Connects, lists the tools, and stays until `closing`. Raises ToolServerError only before it is ready: what breaks
+        later concerns the calls to this server, not its neighbours."""
+        waiting = self.waiting
+        try:
+            async with connect(
+                self.server,
+                mode=waiting.mode,
+                connect_timeout=waiting.connect_timeout,
+                call_timeout=waiting.call_timeout,
+            ) as connection:
+                self.connection = connection
+                with boundary(ToolServerError, f"listing the tools of server {self.name!r}", *FAILURES):
+                    self.tools = await list_tools(connection.client)
+                self.ready.set()
+                while not closing.is_set():
+                    with anyio.move_on_after(TRIM_SECONDS):
+                        await closing.wait()
+                    connection.endpoint.log.trim()
+        except ToolServerError as error:
+            self.failure = error
+            if not self.ready.is_set():
+                raise
+        finally:
+            self.failure = self.failure or ToolServerError(f"server {self.name!r} is closed")
+
+    async def call(self, tool: str, arguments: Mapping[str, Any], *, limit: int) -> ToolResult:
+        """Raises ToolServerError at once where the server is known to be gone."""
+        if self.failure is not None or self.connection is None:
+            raise ToolServerError(str(self.failure))
+        try:
+            result = await self.connection.client.call_tool(tool, dict(arguments))
+        except MCPError as error:
+            return self.judge(error, tool)
+        except (RuntimeError, *FAILURES) as error:  # RuntimeError: structured content against the tool's own schema
+            raise self.connection.endpoint.failure(f"answered {tool!r} wrongly: {describe(error)}") from error
+        return read_result(result, limit=limit)
+
+    def judge(self, error: MCPError, tool: str) -> ToolResult:
+        """The result that a protocol error is where the call was at fault; ToolServerError where the server or the way was."""
+        assert self.connection is not None
+        endpoint = self.connection.endpoint
+        if error.code == REQUEST_TIMEOUT:
+            raise endpoint.failure(f"did not answer {tool!r} within {self.waiting.call_timeout:g} s") from error
+        if error.code == CONNECTION_CLOSED:
+            failure = self.failure or endpoint.lost(error)
+            # Over streamable HTTP every call has a connection of its own, and only that one is known to be closed.
+            if endpoint.spec.transport != "streamable-http":
+                self.failure = failure
+            raise failure from error
+        if error.code == INVALID_REQUEST and error.message == "Session terminated":
+            self.failure = endpoint.failure("has forgotten this session: it was restarted")
+            raise self.failure from error
+        if error.code in SERVER_FAULTS:
+            raise endpoint.failure(f"failed at {tool!r}: {error.message}") from error
+        return ToolResult(error.message, is_error=True)
+
+
+async def list_tools(client: Client) -> tuple[mcp.types.Tool, ...]:
+    """All pages of the server's listing."""
+    page = await client.list_tools()
+    tools = page.tools
+    while page.next_cursor is not None:
+        page = await client.list_tools(cursor=page.next_cursor)
+        tools = [*tools, *page.tools]
+    return tuple(tools)

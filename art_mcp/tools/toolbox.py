@@ -1,0 +1,143 @@
+"""Several tool servers as one toolbox: which servers, which names, which tool is where. How one is spoken to is not here."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import anyio
+
+from art_mcp.errors import ConfigError, sole_cause
+from art_mcp.tools.config import load_config, pick, server_spec, suggest, target_spec
+from art_mcp.tools.connect import Era
+from art_mcp.tools.inprocess import ServerObject
+from art_mcp.tools.link import Link, Waiting
+from art_mcp.tools.results import TEXT_LIMIT
+from art_mcp.tools.schemas import describe_tool
+from art_mcp.types import ServerSpec, Tool, ToolCall, ToolResult
+
+AnyServer: TypeAlias = str | Mapping[str, Any] | ServerSpec | ServerObject
+"""A name in the config file, "file.py:server", a `mcpServers` entry ("name" is optional), a spec, or an MCP server object."""
+
+
+class McpToolbox:
+    """The tools of open servers; calls may run in parallel, and cancelling one leaves the others alone.
+
+    `renamed` gives for each name that had to be prefixed the one that its server uses.
+    """
+
+    def __init__(self, tools: Sequence[Tool], routes: Mapping[str, tuple[Link, str]], *, text_limit: int) -> None:
+        self.tools = tuple(tools)
+        self.renamed: Mapping[str, str] = {
+            tool.name: routes[tool.name][1] for tool in tools if tool.name != routes[tool.name][1]
+        }
+        self._routes = routes
+        self._text_limit = text_limit
+
+    async def call(self, call: ToolCall) -> ToolResult:
+        """Makes a call. What the model got wrong (an unknown tool, bad arguments) is a result with `is_error`.
+
+        Raises ToolServerError when the server is gone (at once, if that is known), does not answer in time, or fails itself.
+        """
+        route = self._routes.get(call.name)
+        if route is None:
+            return ToolResult(f"unknown tool {call.name!r}; {suggest(call.name, self._routes)}", is_error=True)
+        link, name = route
+        return await link.call(name, call.arguments, limit=self._text_limit)
+
+
+@asynccontextmanager
+async def open_tools(
+    servers: Sequence[AnyServer],
+    *,
+    config: str | Path = "config.json",
+    folder: str | Path | None = None,
+    only: Sequence[str] | None = None,
+    mode: Era = "auto",
+    connect_timeout: float = 30.0,
+    call_timeout: float = 60.0,
+    text_limit: int = TEXT_LIMIT,
+) -> AsyncGenerator[McpToolbox]:
+    """All `servers`, connected in parallel, as one toolbox that lives as long as the block.
+
+    Relative paths of entries and "file.py:server" start at `folder` (default: the config file's). Tools of different servers
+    with the same name become `<server>_<tool>`. `only` restricts the offered tools, and orders them. Timeouts are in seconds
+    (see `connect`), `text_limit` in characters of a result.
+
+    Raises ConfigError for an unknown server or tool and for a broken config; ToolServerError when a server cannot be reached.
+    """
+    waiting = Waiting(mode, connect_timeout, call_timeout)
+    links = [Link(name_of(server), server, waiting) for server in find_servers(servers, Path(config), folder=folder)]
+    refuse_twice("servers", [link.name for link in links])
+    closing = anyio.Event()
+    with ungrouped():
+        async with anyio.create_task_group() as group:
+            for link in links:
+                group.start_soon(link.serve, closing)
+            for link in links:
+                await link.ready.wait()
+            try:
+                yield offer(links, only, text_limit=text_limit)
+            finally:
+                closing.set()
+
+
+def find_servers(servers: Sequence[AnyServer], config: Path, *, folder: str | Path | None) -> list[ServerSpec | ServerObject]:
+    root = config.parent if folder is None else Path(folder)
+    known: Mapping[str, ServerSpec] = {}
+    found: list[ServerSpec | ServerObject] = []
+    for number, server in enumerate(servers, 1):
+        if isinstance(server, Mapping):
+            found.append(server_spec(str(server.get("name") or f"server{number}"), server, root))
+        elif not isinstance(server, str):
+            found.append(server)
+        elif re.search(r"\.py(:|$)", server):
+            found.append(target_spec(server, root))
+        else:
+            known = known or load_config(config)
+            found.append(pick(known, server, config))
+    return found
+
+
+def name_of(server: ServerSpec | ServerObject) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]", "_", server.name)
+
+
+def refuse_twice(what: str, names: Sequence[str]) -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ConfigError(f"{count} {what} are called {name!r}; rename all but one of them")
+
+
+def offer(links: Sequence[Link], only: Sequence[str] | None, *, text_limit: int) -> McpToolbox:
+    """A toolbox of what the links list, the names made unique."""
+    counts = Counter(tool.name for link in links for tool in link.tools)
+    listed = [
+        (describe_tool(tool, tool.name if counts[tool.name] == 1 else f"{link.name}_{tool.name}"), link, tool.name)
+        for link in links
+        for tool in link.tools
+    ]
+    refuse_twice("tools", [tool.name for tool, _, _ in listed])
+    tools = {tool.name: tool for tool, _, _ in listed}
+    chosen = list(tools) if only is None else list(dict.fromkeys(only))
+    for name in chosen:
+        if name not in tools:
+            raise ConfigError(f"no tool {name!r}; {suggest(name, tools)}")
+    routes = {tool.name: (link, name) for tool, link, name in listed if tool.name in chosen}
+    return McpToolbox([tools[name] for name in chosen], routes, text_limit=text_limit)
+
+
+@contextmanager
+def ungrouped() -> Generator[None]:
+    """Frees what leaves a task group from the group."""
+    failure: BaseException | None = None
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        failure = sole_cause(group)
+    if failure is not None:
+        raise failure from failure.__cause__  # and not from the group that it was in

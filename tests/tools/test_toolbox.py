@@ -1,0 +1,260 @@
+"""The toolbox over real servers: all transports and eras, failures, names, limits."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import anyio
+import pytest
+from mcp.server import MCPServer
+from odd import ODD, odd_in_process, odd_stdio, odd_url
+
+from art_mcp.errors import ConfigError, ToolServerError
+from art_mcp.tools import open_tools
+from art_mcp.types import ServerSpec, ToolCall, ToolResult
+
+pytestmark = pytest.mark.anyio
+IN_PROCESS = odd_in_process()
+
+
+def server_with(name: str, *tools: str) -> MCPServer:
+    server = MCPServer(name, log_level="CRITICAL")
+    for tool in tools:
+        server.add_tool(speaker(f"{tool} of {name}"), name=tool)
+    return server
+
+
+def speaker(text: str):
+    async def speak() -> str:
+        return text
+
+    return speak
+
+
+async def text_of(toolbox, name: str, **arguments) -> str:
+    return (await toolbox.call(ToolCall(name, arguments))).text
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_every_transport_and_era_lists_calls_and_reports_errors_alike(odd, mode):
+    async with open_tools([odd], mode=mode) as toolbox:
+        add = next(tool for tool in toolbox.tools if tool.name == "add")
+        assert add.description == "Adds.\n\nBoth must be whole."
+        assert list(add.parameters.items()) == [
+            ("type", "object"),
+            ("properties", {"a": {"type": "integer"}, "b": {"type": "integer"}}),
+            ("required", ["a", "b"]),
+        ]
+        assert add.read_only
+        assert await toolbox.call(ToolCall("add", {"a": 2, "b": 3})) == ToolResult("5", structured={"result": 5})
+        refused = await toolbox.call(ToolCall("refuse", {}))
+        assert refused.is_error
+        assert "not today" in refused.text
+        wrong = await toolbox.call(ToolCall("add", {"a": "x", "b": 1}))
+        assert wrong.is_error
+        unknown = await toolbox.call(ToolCall("ad", {}))
+        assert unknown.is_error
+        assert unknown.text.startswith("unknown tool 'ad'; did you mean 'add'?")
+
+
+async def test_parallel_calls_on_one_session_get_their_own_answers(odd):
+    answers: dict[int, str] = {}
+    async with open_tools([odd]) as toolbox:
+
+        async def call(number: int) -> None:
+            answers[number] = await text_of(toolbox, "add", a=number, b=1)
+
+        async with anyio.create_task_group() as group:
+            for number in range(120):
+                group.start_soon(call, number)
+    assert answers == {number: str(number + 1) for number in range(120)}
+
+
+async def test_a_cancelled_call_leaves_the_others_and_the_session_alone(odd):
+    async with open_tools([odd]) as toolbox, anyio.create_task_group() as group:
+        slow: list[str] = []
+
+        async def keep_waiting() -> None:
+            slow.append(await text_of(toolbox, "pause", seconds=0.3))
+
+        group.start_soon(keep_waiting)
+        with anyio.move_on_after(0.1) as scope:
+            await text_of(toolbox, "pause", seconds=60)
+        assert scope.cancelled_caught
+        assert await text_of(toolbox, "add", a=1, b=1) == "2"
+        assert slow == []
+    assert slow == ["paused 0.3"]
+
+
+async def test_a_call_that_gets_no_answer_in_time_is_the_servers_failure_and_the_next_one_works(odd):
+    async with open_tools([odd], call_timeout=0.4) as toolbox:
+        with pytest.raises(ToolServerError, match=r"server 'odd' did not answer 'pause' within 0\.4 s"):
+            await text_of(toolbox, "pause", seconds=60)
+        assert await text_of(toolbox, "add", a=1, b=1) == "2"
+
+
+@pytest.mark.parametrize("transport", ["stdio", "sse", "streamable-http"])
+async def test_a_server_that_dies_in_a_call_fails_this_and_later_calls_but_not_its_neighbour(transport):
+    neighbour = server_with("neighbour", "greet")
+    if transport == "stdio":
+        await check_death(odd_stdio(), neighbour)
+    else:
+        with odd_url(transport) as spec:
+            await check_death(spec, neighbour)
+
+
+async def check_death(spec: ServerSpec, neighbour: MCPServer) -> None:
+    async with open_tools([spec, neighbour]) as toolbox:
+        with pytest.raises(ToolServerError, match="server 'odd' "):
+            await text_of(toolbox, "die")
+        for _ in range(3):
+            with pytest.raises(ToolServerError, match="server 'odd' "):
+                await text_of(toolbox, "add", a=1, b=1)
+        assert await text_of(toolbox, "greet") == "greet of neighbour"
+
+
+async def test_calls_in_flight_when_a_server_dies_all_fail():
+    failures: list[str] = []
+    async with open_tools([odd_stdio()]) as toolbox:
+
+        async def wait_for_death() -> None:
+            with pytest.raises(ToolServerError) as caught:
+                await text_of(toolbox, "pause", seconds=60)
+            failures.append(str(caught.value))
+
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(wait_for_death)
+            os.kill(int(await text_of(toolbox, "pid")), signal.SIGKILL)
+    assert len(failures) == 3
+
+
+async def test_what_the_block_raises_leaves_it_as_it_is(sse, http):
+    with pytest.raises(KeyError, match="mine"):
+        async with open_tools([{"name": "a", "type": "sse", "url": sse.url}, http]):
+            raise KeyError("mine")
+
+
+async def test_the_death_of_a_server_can_be_caught_outside_the_block_and_quotes_its_last_words():
+    with pytest.raises(ToolServerError, match="server 'odd' ended: my last words"):
+        async with open_tools([odd_stdio()]) as toolbox:
+            await text_of(toolbox, "die")
+
+
+async def test_same_names_of_different_servers_are_prefixed_and_reported():
+    async with open_tools([server_with("a", "greet", "one"), server_with("b", "greet", "two")]) as toolbox:
+        assert [tool.name for tool in toolbox.tools] == ["a_greet", "one", "b_greet", "two"]
+        assert toolbox.renamed == {"a_greet": "greet", "b_greet": "greet"}
+        assert await text_of(toolbox, "b_greet") == "greet of b"
+        assert (await toolbox.call(ToolCall("greet", {}))).is_error
+
+
+async def test_only_restricts_and_orders_the_offered_tools():
+    async with open_tools([server_with("a", "one", "two", "three")], only=["three", "one"]) as toolbox:
+        assert [tool.name for tool in toolbox.tools] == ["three", "one"]
+        assert (await toolbox.call(ToolCall("two", {}))).is_error
+
+
+async def test_an_unknown_name_in_only_is_a_config_error_that_lists_the_names():
+    with pytest.raises(ConfigError, match="no tool 'tow'; did you mean 'two'\\? there are: one, two"):
+        async with open_tools([server_with("a", "one", "two")], only=["tow"]):
+            pass
+
+
+async def test_two_servers_of_one_name_are_refused():
+    with pytest.raises(ConfigError, match="2 servers are called 'a'"):
+        async with open_tools([server_with("a", "one"), server_with("a", "two")]):
+            pass
+
+
+async def test_titles_that_repeat_a_name_go_but_a_property_called_title_stays():
+    async with open_tools([IN_PROCESS], only=["rename"]) as toolbox:
+        (rename,) = toolbox.tools
+        assert rename.parameters["properties"] == {
+            "title": {"type": "string"},
+            "subtitle": {"default": "none", "type": "string"},
+        }
+        assert rename.serial
+        assert not rename.read_only
+
+
+async def test_content_that_is_not_text_is_described():
+    async with open_tools([IN_PROCESS]) as toolbox:
+        assert (await text_of(toolbox, "exhibits")).splitlines() == [
+            "look:",
+            "[image image/png, 4 bytes]",
+            "[audio audio/wav, 3 bytes]",
+            "[resource link file:///big, big, text/csv]",
+            "[resource file:///page, text/plain]",
+            "the page",
+        ]
+
+
+async def test_a_long_result_is_cut_and_says_by_how_much():
+    async with open_tools([IN_PROCESS], text_limit=100) as toolbox:
+        assert await text_of(toolbox, "long_text", length=100) == "x" * 100
+        assert await text_of(toolbox, "long_text", length=250) == "x" * 100 + "\n[150 more characters cut]"
+
+
+async def test_two_megabytes_come_through_streamable_http_and_stdio(http):
+    for spec in (http, odd_stdio()):
+        async with open_tools([spec], text_limit=3_000_000) as toolbox:
+            assert len(await text_of(toolbox, "long_text", length=2_000_000)) == 2_000_000
+
+
+async def test_a_stdio_server_gets_its_own_variables_and_few_of_ours(monkeypatch):
+    monkeypatch.setenv("OUR_SECRET", "do not tell")
+    monkeypatch.setenv("TOKEN", "s3cret-token")
+    async with open_tools([odd_stdio(env={"GIVEN": "${TOKEN}"})]) as toolbox:
+        result = await toolbox.call(ToolCall("variables", {}))
+    variables = set(result.structured)
+    assert result.structured["GIVEN"] == "s3cret-token"
+    assert variables <= {"HOME", "LOGNAME", "PATH", "SHELL", "TERM", "USER", "GIVEN", "LC_CTYPE", "__CF_USER_TEXT_ENCODING"}
+
+
+async def test_servers_are_found_by_name_entry_and_file(tmp_path):
+    (tmp_path / "odd.py").symlink_to(ODD)
+    (tmp_path / "config.json").write_text('{"mcpServers": {"named": {"command": "python", "args": ["odd.py"]}}}')
+    entry = {"name": "entry", "command": "python3", "args": [ODD]}
+    async with open_tools(["named", entry, "odd.py:server"], config=tmp_path / "config.json") as toolbox:
+        assert await text_of(toolbox, "named_folder") == str(tmp_path.resolve())
+        assert await text_of(toolbox, "entry_add", a=1, b=2) == "3"
+        assert await text_of(toolbox, "odd_add", a=1, b=2) == "3"
+
+
+PARENT = """
+import anyio
+from art_mcp.tools import open_tools
+from art_mcp.types import ServerSpec, ToolCall
+
+async def main():
+    spec = ServerSpec("odd", "stdio", command={python!r}, args=({odd!r},))
+    async with open_tools([spec]) as toolbox, anyio.create_task_group() as group:
+        group.start_soon(toolbox.call, ToolCall("hold", {{"seconds": 1000}}))
+        print((await toolbox.call(ToolCall("pid", {{}}))).text, flush=True)
+        await anyio.sleep_forever()
+
+anyio.run(main)
+"""
+
+
+def test_no_server_outlives_a_parent_that_got_sigkill():
+    root = Path(__file__).parents[2]
+    program = PARENT.format(python=sys.executable, odd=ODD)
+    with subprocess.Popen([sys.executable, "-c", program], cwd=root, stdout=subprocess.PIPE, text=True) as parent:
+        server = int(parent.stdout.readline())
+        parent.kill()
+    assert ends(server)
+
+
+def ends(pid: int) -> bool:
+    """Whether the process ends within ten seconds; a zombie has ended."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+        if not state or state.startswith("Z"):
+            return True
+    return False
