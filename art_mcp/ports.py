@@ -56,6 +56,10 @@ class Dialect(Protocol):
         """The assistant message that a sampled turn stands for, and every call that the policy began in it."""
         ...
 
+    def written(self, before: Sequence[Message], reply: Message, tools: Sequence[Tool]) -> list[int]:
+        """The tokens that the policy would have sampled for `reply` in the template's own form, its stop token included."""
+        ...
+
 
 class Sampler(Protocol):
     """Tokens in, tokens and logprobs out, under one policy at a time."""

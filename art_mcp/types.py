@@ -281,12 +281,18 @@ class LoraSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """What to load: a folder, a hub id, or "tiny" (the policy in this package). `lora` None means full weights."""
+    """What to load: a folder, a hub id, or "tiny" (the policy in this package). `lora` None means full weights.
+
+    `resume`: `source` is a checkpoint, whose optimizer, RNG and step are restored too. `lenient`: calls outside the
+    template's own form (bare or fenced JSON) are read as well.
+    """
 
     source: str = "tiny"
     lora: LoraSpec | None = None
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     seed: int = 0
+    resume: bool = False
+    lenient: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,8 @@ BY_MESSAGE = {
     "Expecting property name enclosed in double quotes": 'put names in double quotes (")',
     "Expecting ':' delimiter": "write a colon after the name",
     "Expecting ',' delimiter": 'a comma or a closing bracket is missing, or a " inside a string is not written \\"',
+    "Illegal trailing comma before end of object": "remove the comma before the closing bracket",
+    "Illegal trailing comma before end of array": "remove the comma before the closing bracket",
     "Invalid \\escape": "write a backslash inside a string as \\\\",
     "Invalid \\uXXXX escape": "write four hexadecimal digits after \\u",
 }

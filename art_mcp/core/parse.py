@@ -20,7 +20,7 @@ Pieces: TypeAlias = "tuple[list[str], list[Call]]"
 
 BODY = re.compile(
     r"""(?: [^"<]++ | <(?!/?tool_call>)
-          | "[^"\\\x00-\x1f]*+(?:\\.[^"\\\x00-\x1f]*+)*+" (?=\s*+(?:[,:}\]]|</tool_call>|\Z)) )*+""",
+          | "[^"\\\x00-\x1f]*+(?:\\.[^"\\\x00-\x1f]*+)*+" (?=\s*+(?:[,:}\]]|</tool_call>)) )*+""",
     re.VERBOSE,
 )
 """Everything up to a tag that stands outside of strings. A quote opens a string only where the string has no line break and is

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from art_mcp.core.bridging import check_bridgeable
 from art_mcp.core.dialect import TemplateDialect
+from art_mcp.core.parse import parse_calls
 from art_mcp.core.template import ChatTemplate
 from art_mcp.errors import ModelError, boundary
 from art_mcp.sampling.tokenizer import BackendTokenizer
@@ -20,17 +25,14 @@ TINY = Path(__file__).resolve().parent.parent / "tiny_policy"
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
-TEMPLATE_FILE = "chat_template.jinja"
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Loaded:
     """A model ready to sample and train, and `facts` for the manifest: source, architecture, parameters, dtype, hashes."""
 
     model: Any
     tokenizer: Any
-    dialect: TemplateDialect
-    context_length: int
     facts: dict[str, Any]
 
 
@@ -39,28 +41,45 @@ def model_source(source: str) -> str:
     return str(TINY) if source == "tiny" else source
 
 
-def load_model(spec: ModelSpec, *, lenient: bool = False) -> Loaded:
-    """Loads weights, tokenizer and template of `spec.source`; adds LoRA adapters where `spec.lora` asks for them.
+def load_model(spec: ModelSpec) -> Loaded:
+    """Loads weights and tokenizer of `spec.source`; adds LoRA adapters where `spec.lora` asks for them.
 
     Raises ModelError, naming what is missing, when the folder or the hub id does not hold a causal language model.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     source = model_source(spec.source)
-    check_folder(source)
+    tokenizer = load_tokenizer(source)
+    adapter = Path(source) / "adapter_config.json"
     with boundary(ModelError, f"loading {spec.source}", OSError, ValueError, KeyError):
-        adapter = Path(source) / "adapter_config.json"
         base = base_of(adapter) if adapter.is_file() else source
-        tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(base, dtype=DTYPES[spec.dtype])
     model.eval()
     if adapter.is_file():
         model = load_adapter(model, source)
     elif spec.lora is not None:
         model = add_lora(model, spec.lora, seed=spec.seed)
-    template = template_of(tokenizer, source)
-    dialect = make_dialect(tokenizer, template, model, lenient=lenient)
-    return Loaded(model, tokenizer, dialect, context_of(model), describe_model(model, spec, base=base, template=template))
+    return Loaded(model, tokenizer, describe_model(model, spec, base=base))
+
+
+def load_dialect(spec: ModelSpec) -> TemplateDialect:
+    """How the model of `spec` speaks; its weights are not loaded. Raises ModelError, and TemplateError where its template
+    cannot be bridged exactly."""
+    source = model_source(spec.source)
+    tokenizer = load_tokenizer(source)
+    backend = BackendTokenizer(tokenizer)
+    template = make_template(tokenizer, backend.specials)
+    check_bridgeable(template)
+    stops = stop_tokens(tokenizer, source)
+    return TemplateDialect(backend, template, stop_token_ids=stops, parse=partial(parse_calls, lenient=spec.lenient))
+
+
+def load_tokenizer(source: str) -> Any:
+    from transformers import AutoTokenizer
+
+    check_folder(source)
+    with boundary(ModelError, f"loading the tokenizer of {source}", OSError, ValueError, KeyError):
+        return AutoTokenizer.from_pretrained(source)
 
 
 def check_folder(source: str) -> None:
@@ -81,28 +100,34 @@ def base_of(adapter: Path) -> str:
     return model_source(str(json.loads(adapter.read_text())["base_model_name_or_path"]))
 
 
-def template_of(tokenizer: Any, source: str) -> str:
-    """The model's own template; Qwen2.5's where it has none."""
+def template_source(tokenizer: Any) -> str:
+    """The model's own template, the one for tools where it has several; Qwen2.5's where it has none."""
     own = getattr(tokenizer, "chat_template", None)
     if isinstance(own, dict):
         own = own.get("tool_use") or own.get("default")
-    return str(own) if own else (TINY / TEMPLATE_FILE).read_text(encoding="utf-8")
+    return str(own) if own else (TINY / "chat_template.jinja").read_text(encoding="utf-8")
 
 
-def make_dialect(tokenizer: Any, template: str, model: Any, *, lenient: bool) -> TemplateDialect:
-    backend = BackendTokenizer(tokenizer)
-    specials = {name: str(value) for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
-    chat = ChatTemplate(template, name=str(tokenizer.name_or_path), specials=backend.specials, special_tokens=specials)
-    return TemplateDialect(backend, chat, stop_token_ids=stop_tokens(tokenizer, model), lenient=lenient)
+def make_template(tokenizer: Any, specials: Sequence[str]) -> ChatTemplate:
+    named = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    bos, eos = named.pop("bos_token", ""), named.pop("eos_token", "")
+    source = template_source(tokenizer)
+    name = str(tokenizer.name_or_path)
+    return ChatTemplate(source, name=name, bos_token=bos, eos_token=eos, variables=named, specials=specials, now=datetime.now())
 
 
-def stop_tokens(tokenizer: Any, model: Any) -> frozenset[int]:
-    """Every token that ends a turn: the tokenizer's, and those of the generation config."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
+def stop_tokens(tokenizer: Any, source: str) -> frozenset[int]:
+    """Every token that ends a turn: the tokenizer's, and those of the generation config where there is one."""
+    from transformers import GenerationConfig
+
+    try:
+        configured = GenerationConfig.from_pretrained(source).eos_token_id
+    except OSError:  # many models have no generation config: then the tokenizer alone tells
+        configured = None
     several = configured if isinstance(configured, list) else [configured]
     found = frozenset(int(token) for token in (*several, tokenizer.eos_token_id) if token is not None)
     if not found:
-        raise ModelError(f"{tokenizer.name_or_path} names no end-of-turn token: set eos_token in its tokenizer_config.json")
+        raise ModelError(f"{source} names no end-of-turn token: set eos_token in its tokenizer_config.json")
     return found
 
 
@@ -126,7 +151,7 @@ def context_of(model: Any) -> int:
     return int(getattr(model.config, "max_position_embeddings", 32768))
 
 
-def describe_model(model: Any, spec: ModelSpec, *, base: str, template: str) -> dict[str, Any]:
+def describe_model(model: Any, spec: ModelSpec, *, base: str) -> dict[str, Any]:
     quantization = getattr(model.config, "quantization_config", None)
     return {
         "source": spec.source,
@@ -137,7 +162,6 @@ def describe_model(model: Any, spec: ModelSpec, *, base: str, template: str) -> 
         "quantization": None if quantization is None else str(quantization),
         "lora": None if spec.lora is None else {"rank": spec.lora.rank, "alpha": spec.lora.alpha},
         "weights_sha256": hash_weights(base),
-        "template_sha256": hashlib.sha256(template.encode()).hexdigest(),
     }
 
 

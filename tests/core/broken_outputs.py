@@ -90,7 +90,7 @@ def truncated() -> Iterator[Broken]:
 
 
 def without_one_character() -> Iterator[Broken]:
-    for index, character in enumerate(ADD):
+    for index, character in enumerate(ADD[:-2]):  # the last two are cut by `truncated`
         if character in '{}":,':
             body = ADD[:index] + ADD[index + 1 :]
             yield then_ping(f"without {character} at {index}", body, INVALID)
@@ -129,7 +129,6 @@ def bodies_that_are_no_json() -> Iterator[Broken]:
         f"I call {ADD}",
         f"//{ADD}",
         f"\ufeff{ADD}",
-        "{",
         "}",
         "{{}}",
         '"',

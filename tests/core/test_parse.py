@@ -99,7 +99,8 @@ def test_the_corpus_is_large_and_knows_every_kind():
     ("body", "advice"),
     [
         ("{'name': 'ping'}", "line 1, column 2: use double quotes"),
-        ('{"name": "ping",\n "arguments": {},}', "line 2, column 17: remove the comma"),
+        ('{"name": "run",\n "arguments": {"x": y}}', "line 2, column 21: a value is missing or is not JSON"),
+        ('{"name": "ping",\n "arguments": {},}', "remove the comma before the closing bracket"),
         ('{"name": "run", "arguments": {"x": True}}', "column 36: write true, false and null in lower case"),
         ('{"name": "run", "arguments": {"x": "a\nb"}}', "write a line break inside a string as \\n"),
         ('{"name": "run", "arguments": {"x": NaN}}', "NaN is not a JSON value"),

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from broken_outputs import ADD, BROKEN, PING, TOOLS, found_in, tagged
+from broken_outputs import ADD, PING, TOOLS, found_in, tagged
 
 from art_mcp.core.parse import Parsed, parse_calls
 from art_mcp.types import ToolCall
@@ -80,7 +80,7 @@ def test_ordinary_json_and_code_in_an_answer_are_no_calls(text: str):
         (f"{ADD[:-1]},}}", ("invalid_json",)),
         (f"```json\n{ADD[:-1]},}}\n```\n{PING}", ("invalid_json", "ping")),
         (f"{ADD[:30]}\n{PING}", ("invalid_json", "ping")),
-        (f"[{ADD},\n{PING[:9]}\n\n{PING}", ("invalid_json", "ping")),
+        (f"[{ADD},\n{PING[:20]}\n\n{PING}", ("invalid_json", "ping")),
         ('{"name": "run", "arguments": {"a": 1, "a": 2}}', ("invalid_json",)),
     ],
 )

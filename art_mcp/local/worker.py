@@ -1,0 +1,80 @@
+"""What samples and trains one model: an engine and a trainer on the same weights, on one thread. In this process or, behind
+`remote`, in a child of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from art_mcp.local.checkpoints import load_checkpoint, save_checkpoint
+from art_mcp.local.models import DTYPES, context_of, load_model
+from art_mcp.local.torch_trainer import TorchTrainer
+from art_mcp.sampling.decoder import make_decoder
+from art_mcp.sampling.transformers_engine import TransformersEngine
+from art_mcp.types import Completion, ModelSpec, Policy, Sample, SamplingParams, TrainConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a worker runs: `deterministic` fixes the batches; `threads` None leaves torch's own choice."""
+
+    deterministic: bool = False
+    max_batch: int = 128
+    threads: int | None = None
+
+
+class Worker:
+    """One model with its engine and its trainer. Everything that touches torch runs on the engine's thread."""
+
+    def __init__(self, name: str, spec: ModelSpec, settings: Settings) -> None:
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        loaded = load_model(spec)
+        self.facts: dict[str, Any] = loaded.facts
+        self.trainer = TorchTrainer(loaded.model)
+        self._tokenizer = loaded.tokenizer
+        self.step = load_checkpoint(Path(spec.source), self.trainer) if spec.resume else 0
+        self.engine = TransformersEngine(
+            make_decoder(loaded.model),
+            policy=Policy(name, self.step),
+            context_length=context_of(loaded.model),
+            dtype=DTYPES[spec.dtype],
+            max_batch=settings.max_batch,
+            deterministic=settings.deterministic,
+        )
+
+    @property
+    def policy(self) -> Policy:
+        return self.engine.policy
+
+    @property
+    def context_length(self) -> int:
+        return self.engine.context_length
+
+    async def sample(
+        self, token_ids: Sequence[int], *, params: SamplingParams, stop: frozenset[int], shared: int = 0
+    ) -> Completion:
+        return await self.engine.sample(token_ids, params=params, stop=stop, shared=shared)
+
+    async def train(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
+        """One step when nothing is being sampled; the new policy is published before it returns."""
+        return await self.engine.exclusive(lambda: self._train(samples, config))
+
+    async def save(self, folder: Path) -> None:
+        await self.engine.exclusive(
+            lambda: save_checkpoint(folder, trainer=self.trainer, tokenizer=self._tokenizer, step=self.step)
+        )
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self.engine.close)
+
+    def _train(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
+        metrics = self.trainer.step(samples, config, step=self.step)
+        self.step += 1
+        self.engine.publish(self.step)
+        return metrics

@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from art_mcp.core.arguments import close, signature_of, validate
+from art_mcp.types import Tool
+
+NUMBER = {"type": "number"}
+
+
+def tool(schema: dict[str, Any]) -> Tool:
+    return Tool("tool", "", schema)
+
+
+def taking(**properties: Any) -> Tool:
+    return tool({"type": "object", "properties": properties})
+
+
+ADD = Tool("add", "", {"type": "object", "properties": {"a": NUMBER, "b": NUMBER}, "required": ["a", "b"]})
+ITEMS = {
+    "type": "array",
+    "items": {"type": "object", "properties": {"id": {"type": "integer"}}, "required": ["id"]},
+    "minItems": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("the_tool", "arguments", "complaint"),
+    [
+        (ADD, {}, 'missing arguments "a" and "b"; add needs "a" and "b"'),
+        (ADD, {"a": 1}, 'missing argument "b"; add needs "a" and "b"'),
+        (ADD, {"a": 1, "b": 2, "c": 3}, 'unknown argument "c"; add takes "a" and "b"'),
+        (ADD, {"a": 1, "c": 3}, 'missing argument "b"; unknown argument "c"; add takes "a" and "b"'),
+        (ADD, {"a": "12", "b": 2}, '"a" must be a number, got the string "12"'),
+        (ADD, {"a": True, "b": None}, '"a" must be a number, got true; "b" must be a number, got null'),
+        (ADD, {"a": 1, "b": {"x": [1]}}, '"b" must be a number, got the object {"x": [1]}'),
+        (taking(), {"x": 1}, 'unknown argument "x"; tool takes no arguments'),
+        (tool({"type": "object"}), {"x": 1}, 'unknown argument "x"; tool takes no arguments'),
+        (taking(n={"type": "integer"}), {"n": 1.5}, '"n" must be an integer, got the number 1.5'),
+        (taking(n={"type": ["integer", "null"]}), {"n": "x"}, '"n" must be an integer or null, got the string "x"'),
+        (taking(n={"anyOf": [NUMBER, {"type": "null"}]}), {"n": "x"}, '"n" must be a number or null, got the string "x"'),
+        (taking(u={"enum": ["c", "f"]}), {"u": "k"}, '"u" must be one of "c" or "f", got the string "k"'),
+        (taking(n={"type": "integer", "minimum": 1}), {"n": 0}, '"n" must be at least 1, got the number 0'),
+        (
+            taking(s={"type": "string", "maxLength": 2}),
+            {"s": "xyz"},
+            '"s" must have at most 2 characters, got the string "xyz"',
+        ),
+        (taking(rows=ITEMS), {"rows": [{"id": 1}, {"id": "2"}]}, '"rows[1].id" must be an integer, got the string "2"'),
+        (taking(rows=ITEMS), {"rows": [{}]}, '"rows[0]": missing "id"'),
+        (taking(rows=ITEMS), {"rows": []}, '"rows" must have at least 1 items, got the list []'),
+        (
+            taking(n={"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}]}),
+            {"n": 0},
+            '"n" must be at least 1, got the number 0',
+        ),
+        (taking(**{"größe": NUMBER}), {"größe": "1"}, '"größe" must be a number, got the string "1"'),
+    ],
+)
+def test_the_complaint_names_what_to_change(the_tool: Tool, arguments: dict[str, Any], complaint: str):
+    assert validate(arguments, the_tool) == complaint
+
+
+@pytest.mark.parametrize(
+    ("the_tool", "arguments"),
+    [
+        (ADD, {"a": 1, "b": 2.5}),
+        (taking(n={"type": "integer"}), {"n": 1.0}),
+        (taking(n={"type": "integer"}), {"n": 10**400}),
+        (taking(n={"type": "string", "format": "email"}), {"n": "no email"}),
+        (tool({"type": "object", "additionalProperties": True}), {"x": 1}),
+        (tool({"type": "object", "additionalProperties": NUMBER}), {"x": 1}),
+        (tool({"type": "object", "patternProperties": {"^x-": NUMBER}}), {"x-1": 1}),
+        (tool({"type": "object", "allOf": [{"properties": {"a": NUMBER}}, {"properties": {"b": NUMBER}}]}), {"a": 1, "b": 2}),
+        (tool({"$ref": "#/$defs/pair", "$defs": {"pair": {"properties": {"a": NUMBER}}}}), {"a": 1}),
+        (taking(inner={"type": "object"}), {"inner": {"anything": "goes"}}),
+    ],
+)
+def test_what_the_schema_allows_is_accepted(the_tool: Tool, arguments: dict[str, Any]):
+    assert validate(arguments, the_tool) is None
+
+
+@pytest.mark.parametrize(
+    ("schema", "arguments"),
+    [
+        ({"type": "object", "additionalProperties": NUMBER}, {"x": "1"}),
+        ({"type": "object", "patternProperties": {"^x-": NUMBER}}, {"y": 1}),
+        ({"type": "object", "allOf": [{"properties": {"a": NUMBER}}]}, {"z": 1}),
+        ({"$ref": "#/$defs/pair", "$defs": {"pair": {"properties": {"a": NUMBER}}}}, {"a": "x"}),
+        ({"$ref": "#/$defs/pair", "$defs": {"pair": {"properties": {"a": NUMBER}}}}, {"z": 1}),
+        ({"type": "object", "properties": {"a": False}}, {"a": 1}),
+        ({"allOf": [False]}, {}),
+        ({"type": "object", "properties": {"a": {"enum": []}}}, {"a": 1}),
+    ],
+)
+def test_what_the_schema_forbids_is_refused_wherever_it_says_so(schema: dict[str, Any], arguments: dict[str, Any]):
+    assert validate(arguments, tool(schema))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "objekt"},
+        {"type": "object", "properties": 5},
+        {"type": "object", "required": "a"},
+        {"type": "object", "properties": {"a": {"type": "number", "minimum": "0"}}},
+        {"$ref": "#/$defs/nothing"},
+        {"$ref": "#"},
+        {"$ref": "somewhere.json"},
+        {"$id": "http://[", "$ref": "x"},
+        {"additionalProperties": {"pattern": "("}},
+        {"additionalProperties": {"multipleOf": 0.5}, "patternProperties": {"(": True}},
+    ],
+)
+def test_where_a_schema_cannot_be_used_the_server_judges(schema: dict[str, Any]):
+    assert validate({"a": "x", "b": 10**400}, tool(schema)) is None
+
+
+def test_what_is_found_before_an_unusable_part_of_the_schema_still_counts():
+    schema = {"type": "object", "properties": {"a": NUMBER, "b": {"$ref": "http://127.0.0.1:9/schema"}}}
+    assert validate({"a": "x", "b": 1}, tool(schema)) == '"a" must be a number, got the string "x"'
+
+
+def test_a_remote_reference_is_not_fetched():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        there = f"http://127.0.0.1:{server.getsockname()[1]}/schema.json"
+        assert validate({"a": 1}, taking(a={"$ref": there})) is None
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+def test_a_tool_that_takes_the_place_of_another_is_judged_by_its_own_schema():
+    for kind, value in [("string", "x"), ("integer", 1), ("boolean", True)] * 50:
+        assert validate({"a": value}, taking(a={"type": kind})) is None
+        assert validate({"a": [value]}, taking(a={"type": kind})) is not None
+
+
+# --- for all schemas
+
+
+NAMES = st.sampled_from("abcd")
+SCALARS = st.sampled_from(["string", "integer", "number", "boolean", "null"])
+ANNOTATED = st.sampled_from([{}, {"title": "T"}, {"description": "d", "default": None}, {"format": "email"}])
+FLAT_RULES = st.builds(
+    lambda rule, notes: rule | notes,
+    SCALARS.map(lambda kind: {"type": kind})
+    | st.lists(SCALARS, min_size=1, max_size=3, unique=True).map(lambda kinds: {"type": kinds})
+    | st.lists(SCALARS.map(lambda kind: {"type": kind}), min_size=1, max_size=3).map(lambda rules: {"anyOf": rules}),
+    ANNOTATED,
+)
+RULES = st.recursive(
+    FLAT_RULES
+    | st.booleans()
+    | st.sampled_from(
+        [{}, {"enum": ["a", 1, None]}, {"const": 1}, {"type": "integer", "minimum": 1}, {"type": "string", "maxLength": 1}]
+    ),
+    lambda rules: (
+        st.builds(lambda rule: {"type": "array", "items": rule}, rules)
+        | st.builds(
+            lambda rule, names: {"type": "object", "properties": {"a": rule}, "required": names},
+            rules,
+            st.lists(NAMES, max_size=1),
+        )
+        | st.lists(rules, min_size=1, max_size=2).map(lambda each: {"anyOf": each})
+    ),
+    max_leaves=4,
+)
+CLOSINGS = st.sampled_from(
+    [{}, {}, {"additionalProperties": False}, {"additionalProperties": True}, {"additionalProperties": NUMBER}]
+)
+EXTRAS = st.sampled_from(
+    [{}, {}, {}, {"patternProperties": {"^d": NUMBER}}, {"anyOf": [{"required": ["a"]}, {"properties": {"d": NUMBER}}]}]
+)
+
+
+def schemas(rules: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    properties, required = st.dictionaries(NAMES, rules, max_size=3), st.lists(NAMES, max_size=2, unique=True)
+    whole = st.builds(lambda p, r: {"type": "object", "properties": p, "required": r}, properties, required)
+    return st.builds(lambda schema, closing, extra: schema | closing | extra, whole, CLOSINGS, EXTRAS)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 2) | st.sampled_from([0.0, 1.0, 1.5, "", "a", "ab"]),
+    lambda values: st.lists(values, max_size=2) | st.dictionaries(NAMES, values, max_size=2),
+    max_leaves=3,
+)
+ARGUMENTS = st.dictionaries(NAMES, VALUES, max_size=4)
+
+
+@settings(max_examples=300, deadline=None)
+@given(schema=schemas(FLAT_RULES) | schemas(RULES), arguments=ARGUMENTS)
+def test_the_verdict_is_that_of_jsonschema_on_the_closed_schema(schema: dict[str, Any], arguments: dict[str, Any]):
+    accepted = Draft202012Validator(close(schema)).is_valid(arguments)
+    assert (validate(arguments, tool(schema)) is None) == accepted
+    if signature_of(tool(schema)).surely_fits(arguments):
+        assert accepted
+
+
+@settings(max_examples=300, deadline=None)
+@given(schema=schemas(SCALARS.map(lambda kind: {"type": kind})), arguments=st.dictionaries(NAMES, VALUES, max_size=3))
+def test_flat_schemas_are_accepted_without_jsonschema(schema: dict[str, Any], arguments: dict[str, Any]):
+    closed = close(schema)
+    quick = signature_of(tool(schema))
+    flat = closed.get("additionalProperties") is False and not {"anyOf", "patternProperties"} & closed.keys()
+    assert (quick.types is not None) == flat
+    if flat and Draft202012Validator(closed).is_valid(arguments) and not any(type(v) is float for v in arguments.values()):
+        assert quick.surely_fits(arguments)
+
+
+@settings(max_examples=200, deadline=None)
+@given(schema=schemas(RULES), arguments=ARGUMENTS)
+def test_a_complaint_is_one_short_line(schema: dict[str, Any], arguments: dict[str, Any]):
+    complaint = validate(arguments, tool(schema))
+    assert complaint is None or (0 < len(complaint) < 500 and "\n" not in complaint)
