@@ -54,12 +54,13 @@ class RewardError(RolloutError):
 def sole_cause(error: BaseException) -> BaseException:
     """The one exception inside nested groups of one, or the first where all members are the world's failures (several
     calls lost the same server); the error itself where it is not such a group."""
-    while isinstance(error, BaseExceptionGroup):
-        members = cast("BaseExceptionGroup[BaseException]", error).exceptions
+    cause: BaseException = error
+    while isinstance(cause, BaseExceptionGroup):
+        members = cast("BaseExceptionGroup[BaseException]", cause).exceptions
         if len(members) != 1 and not all(isinstance(sole_cause(member), RolloutError) for member in members):
             break
-        error = members[0]
-    return error
+        cause = members[0]
+    return cause
 
 
 @contextmanager

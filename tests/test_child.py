@@ -38,6 +38,7 @@ def ends(*pids: int) -> bool:
     while time.monotonic() < deadline:
         if not any(map(runs, pids)):
             return True
+        time.sleep(0.05)
     return False
 
 

@@ -75,10 +75,8 @@ class LocalBackend:
     def _start(self, name: str, spec: ModelSpec) -> AnyWorker:
         return Worker(name, spec, self._settings) if self.in_process else RemoteWorker(name, spec, self._settings)
 
-    async def train(
-        self, trainable: Trainable, groups: Sequence[TrajectoryGroup], *, config: TrainConfig
-    ) -> dict[str, float]:
-        """One optimizer step on `groups`; publishes the new policy. Raises TrainError for groups nothing can be learned from."""
+    async def train(self, trainable: Trainable, groups: Sequence[TrajectoryGroup], *, config: TrainConfig) -> dict[str, float]:
+        """One optimizer step on `groups`, after which the new policy is published. Raises TrainError for groups without spans."""
         worker = self._worker(trainable)
         return await worker.train(make_samples(groups, config, step=worker.step), config)
 

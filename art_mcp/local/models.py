@@ -26,7 +26,6 @@ TINY = Path(__file__).resolve().parent.parent / "tiny_policy"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
-
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A model ready to sample and train, and `facts` for the manifest: source, architecture, parameters, dtype, hashes."""

@@ -13,7 +13,7 @@ from mcp.types import CONNECTION_CLOSED, INTERNAL_ERROR, INVALID_REQUEST, PARSE_
 
 from art_mcp.errors import ToolServerError, boundary, describe
 from art_mcp.tools.connect import Connection, Era, connect
-from art_mcp.tools.endpoint import FAILURES
+from art_mcp.tools.endpoint import FAILURES, Endpoint
 from art_mcp.tools.inprocess import ServerObject
 from art_mcp.tools.results import read_result
 from art_mcp.types import ServerSpec, ToolResult
@@ -71,31 +71,27 @@ class Link:
 
     async def call(self, tool: str, arguments: Mapping[str, Any], *, limit: int) -> ToolResult:
         """Raises ToolServerError at once where the server is known to be gone."""
-        if self.failure is not None or self.connection is None:
+        connection = self.connection
+        if self.failure is not None or connection is None:
             raise ToolServerError(str(self.failure))
         try:
-            result = await self.connection.client.call_tool(tool, dict(arguments))
+            result = await connection.client.call_tool(tool, dict(arguments))
         except MCPError as error:
-            return self.judge(error, tool)
+            return self.judge(error, tool, endpoint=connection.endpoint)
         except (RuntimeError, *FAILURES) as error:  # RuntimeError: structured content against the tool's own schema
-            raise self.connection.endpoint.failure(f"answered {tool!r} wrongly: {describe(error)}") from error
+            raise connection.endpoint.failure(f"answered {tool!r} wrongly: {describe(error)}") from error
         return read_result(result, limit=limit)
 
-    def judge(self, error: MCPError, tool: str) -> ToolResult:
+    def judge(self, error: MCPError, tool: str, *, endpoint: Endpoint) -> ToolResult:
         """The result that a protocol error is where the call was at fault; ToolServerError where the server or the way was."""
-        assert self.connection is not None
-        endpoint = self.connection.endpoint
         if error.code == REQUEST_TIMEOUT:
             raise endpoint.failure(f"did not answer {tool!r} within {self.waiting.call_timeout:g} s") from error
         if error.code == CONNECTION_CLOSED:
-            failure = self.failure or endpoint.lost(error)
+            failure = endpoint.lost(error)
             # Over streamable HTTP every call has a connection of its own, and only that one is known to be closed.
             if endpoint.spec.transport != "streamable-http":
-                self.failure = failure
+                self.failure = self.failure or failure
             raise failure from error
-        if error.code == INVALID_REQUEST and error.message == "Session terminated":
-            self.failure = endpoint.failure("has forgotten this session: it was restarted")
-            raise self.failure from error
         if error.code in SERVER_FAULTS:
             raise endpoint.failure(f"failed at {tool!r}: {error.message}") from error
         return ToolResult(error.message, is_error=True)

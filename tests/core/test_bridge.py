@@ -175,6 +175,40 @@ def test_a_turn_that_ended_with_another_stop_token_is_closed_as_the_template_doe
         assert bridge.startswith("<|im_end|>\n<|im_start|>user\n<tool_response>\n5")
 
 
+def test_a_turn_ends_with_the_first_of_its_stop_strings() -> None:
+    template = altered("'<|im_end|>' + '\\n'", "'<|im_end|><|endoftext|>' + '\\n'")
+    answer, user = {"role": "assistant", "content": "Ho"}, {"role": "user", "content": "Hi"}
+    assert template.written([user], answer, stop_strings=("<|endoftext|>", "<|im_end|>")) == "Ho<|im_end|>"
+
+
+def test_what_depends_on_whether_a_turn_has_text_is_bridged() -> None:
+    template = altered("{{- '<|im_end|>\\n' }}", "{{- '<|im_end|>\\n' ~ ('(said)' if message.content) }}")
+    assert not check_bridgeable(template).refusals
+
+
+def test_a_template_that_takes_one_call_and_no_error_without_a_call_still_tells_what_came_back() -> None:
+    strict = altered(
+        '{%- elif message.role == "tool" %}',
+        '{%- elif message.role == "tool" %}{% if not messages[1].tool_calls or messages[1].tool_calls | length > 1 %}'
+        "{{- raise_exception('one call, please') }}{% endif %}",
+    )
+    both = {**CALLS, "tool_calls": [CALL, CALL]}
+    assert strict.bridge_text(both, [RESULT, RESULT], ended_with="<|im_end|>").count("<tool_response>\n5\n") == 2
+    malformed = {"role": "assistant", "content": "add(2"}
+    assert strict.bridge_text(malformed, [RESULT], ended_with="<|im_end|>") == (
+        "\n<|im_start|>user\n5<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+@needs_trl
+def test_a_turn_that_the_template_rewrites_later_is_bridged_as_it_was_sampled() -> None:
+    template = load(path_of("qwen3_5_think"))
+    bridge = template.bridge_text(
+        {"role": "assistant", "content": "Ho"}, [{"role": "user", "content": "Hi"}], ended_with="<|im_end|>"
+    )
+    assert bridge == "\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n"
+
+
 def test_stop_strings_tell_where_a_turn_ends_when_no_special_tokens_are_known() -> None:
     bare, known = ChatTemplate(QWEN.read_text(), name="bare"), load(QWEN)
     stops = ("<|im_end|>", "<|endoftext|>")

@@ -94,6 +94,7 @@ def test_every_call_is_read_with_its_arguments_and_an_id_of_its_own() -> None:
         "Just text.\n",
         "<tool_call>\n{broken\n</tool_call>",
         "Well:\n<tool_call>\n{broken\n</tool_call>\n<tool_call>\n\n</tool_call>",
+        "Well: <tool_call>\n{broken\n</tool_call>\n\n and that was it\n",
         '<tool_call>\n{"name": "unknown", "arguments": {}}\n</tool_call>',
         '<tool_call>\n{broken\n</tool_call>\n<tool_call>\n{"name": "add", "arguments": {"a": "é </tool_call>"}}\n</tool_call>',
         'One.\n\n<tool_call>\n{"name": "add", "arguments": {"a": [1, {"b": null}]}}\n</tool_call>',

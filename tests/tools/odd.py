@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from art_mcp.child import launch_command
-from art_mcp.types import ServerSpec
+from art_mcp.tools import McpToolbox
+from art_mcp.types import ServerSpec, ToolCall
 
 ODD = str(Path(__file__).with_name("odd_server.py"))
 
@@ -50,3 +51,7 @@ def wait_for_port(port: int, process: subprocess.Popen) -> None:
 
 def odd_in_process() -> ServerSpec:
     return ServerSpec("odd", "in-process", target=f"{ODD}:server")
+
+
+async def text_of(toolbox: McpToolbox, name: str, **arguments) -> str:
+    return (await toolbox.call(ToolCall(name, arguments))).text

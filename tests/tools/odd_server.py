@@ -92,8 +92,6 @@ async def exhibits() -> list[TextContent | ImageContent | AudioContent | Resourc
 
 
 if __name__ == "__main__":
-    if "--shout" in sys.argv:
-        sys.exit(f"shouting {os.environ['SHOUT']}")
     if len(sys.argv) > 2:
         server.run(sys.argv[1], port=int(sys.argv[2]))
     else:

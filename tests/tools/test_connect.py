@@ -40,7 +40,9 @@ async def test_a_server_that_exits_at_once_is_quoted(mode):
 
 async def test_its_last_words_do_not_give_a_secret_away(monkeypatch):
     monkeypatch.setenv("SECRET", "hunter22")
-    message = await failure_of(odd_stdio("--shout", env={"SHOUT": "${SECRET}"}))
+    program = "import os, sys; sys.exit('shouting ' + os.environ['SHOUT'])"
+    spec = ServerSpec("loud", "stdio", command=sys.executable, args=("-c", program), env={"SHOUT": "${SECRET}"})
+    message = await failure_of(spec)
     assert message.endswith("shouting ***")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import anyio
 import pytest
 from mcp.server import MCPServer
-from odd import ODD, odd_in_process, odd_stdio, odd_url
+from odd import ODD, odd_in_process, odd_stdio, odd_url, text_of
 
 from art_mcp.errors import ConfigError, ToolServerError
 from art_mcp.tools import open_tools
@@ -32,10 +32,6 @@ def speaker(text: str):
         return text
 
     return speak
-
-
-async def text_of(toolbox, name: str, **arguments) -> str:
-    return (await toolbox.call(ToolCall(name, arguments))).text
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
@@ -60,7 +56,7 @@ async def test_every_transport_and_era_lists_calls_and_reports_errors_alike(odd,
         assert unknown.text.startswith("unknown tool 'ad'; did you mean 'add'?")
 
 
-async def test_parallel_calls_on_one_session_get_their_own_answers(odd):
+async def test_parallel_calls_on_one_session_get_their_own_answers_though_one_is_cancelled(odd):
     answers: dict[int, str] = {}
     async with open_tools([odd]) as toolbox:
 
@@ -70,28 +66,16 @@ async def test_parallel_calls_on_one_session_get_their_own_answers(odd):
         async with anyio.create_task_group() as group:
             for number in range(120):
                 group.start_soon(call, number)
-    assert answers == {number: str(number + 1) for number in range(120)}
-
-
-async def test_a_cancelled_call_leaves_the_others_and_the_session_alone(odd):
-    async with open_tools([odd]) as toolbox, anyio.create_task_group() as group:
-        slow: list[str] = []
-
-        async def keep_waiting() -> None:
-            slow.append(await text_of(toolbox, "pause", seconds=0.3))
-
-        group.start_soon(keep_waiting)
-        with anyio.move_on_after(0.1) as scope:
-            await text_of(toolbox, "pause", seconds=60)
+            with anyio.move_on_after(0.05) as scope:
+                await text_of(toolbox, "pause", seconds=60)
         assert scope.cancelled_caught
+        assert answers == {number: str(number + 1) for number in range(120)}
         assert await text_of(toolbox, "add", a=1, b=1) == "2"
-        assert slow == []
-    assert slow == ["paused 0.3"]
 
 
 async def test_a_call_that_gets_no_answer_in_time_is_the_servers_failure_and_the_next_one_works(odd):
-    async with open_tools([odd], call_timeout=0.4) as toolbox:
-        with pytest.raises(ToolServerError, match=r"server 'odd' did not answer 'pause' within 0\.4 s"):
+    async with open_tools([odd], call_timeout=1) as toolbox:
+        with pytest.raises(ToolServerError, match=r"server 'odd' did not answer 'pause' within 1 s"):
             await text_of(toolbox, "pause", seconds=60)
         assert await text_of(toolbox, "add", a=1, b=1) == "2"
 
@@ -181,30 +165,6 @@ async def test_titles_that_repeat_a_name_go_but_a_property_called_title_stays():
         assert not rename.read_only
 
 
-async def test_content_that_is_not_text_is_described():
-    async with open_tools([IN_PROCESS]) as toolbox:
-        assert (await text_of(toolbox, "exhibits")).splitlines() == [
-            "look:",
-            "[image image/png, 4 bytes]",
-            "[audio audio/wav, 3 bytes]",
-            "[resource link file:///big, big, text/csv]",
-            "[resource file:///page, text/plain]",
-            "the page",
-        ]
-
-
-async def test_a_long_result_is_cut_and_says_by_how_much():
-    async with open_tools([IN_PROCESS], text_limit=100) as toolbox:
-        assert await text_of(toolbox, "long_text", length=100) == "x" * 100
-        assert await text_of(toolbox, "long_text", length=250) == "x" * 100 + "\n[150 more characters cut]"
-
-
-async def test_two_megabytes_come_through_streamable_http_and_stdio(http):
-    for spec in (http, odd_stdio()):
-        async with open_tools([spec], text_limit=3_000_000) as toolbox:
-            assert len(await text_of(toolbox, "long_text", length=2_000_000)) == 2_000_000
-
-
 async def test_a_stdio_server_gets_its_own_variables_and_few_of_ours(monkeypatch):
     monkeypatch.setenv("OUR_SECRET", "do not tell")
     monkeypatch.setenv("TOKEN", "s3cret-token")
@@ -257,4 +217,5 @@ def ends(pid: int) -> bool:
         state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
         if not state or state.startswith("Z"):
             return True
+        time.sleep(0.05)
     return False

@@ -1,0 +1,209 @@
+"""A Worker in a child process, spoken to in JSON lines over its stdin and stdout; both ends are here.
+
+Floats cross in their shortest exact form, so both modes give the same numbers. The child's log goes to our stderr.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import asdict
+from itertools import count
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import art_mcp.errors
+from art_mcp.child import launch_command
+from art_mcp.errors import ArtMcpError, EngineError, describe
+from art_mcp.local.worker import Settings, Worker
+from art_mcp.types import Completion, LoraSpec, ModelSpec, Policy, Sample, SamplingParams, Span, TrainConfig
+
+CLOSE_SECONDS = 10.0
+
+
+class RemoteWorker:
+    """The parent's end: a Worker whose every operation is a message to the child and a future here.
+
+    Raises what the child raised, by name; EngineError for every operation when the child has ended.
+    """
+
+    def __init__(self, name: str, spec: ModelSpec, settings: Settings) -> None:
+        command = launch_command(sys.executable, ["-m", "art_mcp.local.remote"])
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        self._process = subprocess.Popen(
+            [command[0], *command[1]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+        )
+        self._futures: dict[int, Future[dict[str, Any]]] = {}
+        self._numbers = count()
+        self._outbox: SimpleQueue[bytes | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._ended = ""
+        for work in (self._write, self._read):
+            threading.Thread(target=work, name="art-mcp-worker-pipe", daemon=True).start()
+        started = self._send("start", name=name, spec=asdict(spec), settings=asdict(settings)).result()
+        self.facts: dict[str, Any] = started["facts"]
+        self.context_length: int = started["context_length"]
+        self.step: int = started["step"]
+        self._name = name
+
+    @property
+    def policy(self) -> Policy:
+        return Policy(self._name, self.step)
+
+    async def sample(
+        self, token_ids: Sequence[int], *, params: SamplingParams, stop: frozenset[int], shared: int = 0
+    ) -> Completion:
+        future = self._send("sample", tokens=list(token_ids), params=asdict(params), stop=sorted(stop), shared=shared)
+        reply = await asyncio.wrap_future(future)
+        return Completion(Span(tuple(reply["tokens"]), tuple(reply["logprobs"]), reply["step"]), reply["stopped"])
+
+    async def train(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
+        reply = await self._ask("train", samples=[packed(sample) for sample in samples], config=asdict(config))
+        self.step = reply["step"]
+        return reply["metrics"]
+
+    async def save(self, folder: Path) -> None:
+        await self._ask("save", folder=os.path.abspath(folder))
+
+    async def close(self) -> None:
+        """Asks the child to end, then ends it."""
+        self._outbox.put(None)
+        try:
+            await asyncio.to_thread(self._process.wait, CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            await asyncio.to_thread(self._process.wait)
+
+    async def _ask(self, operation: str, **values: Any) -> dict[str, Any]:
+        return await asyncio.wrap_future(self._send(operation, **values))
+
+    def _send(self, operation: str, **values: Any) -> Future[dict[str, Any]]:
+        future: Future[dict[str, Any]] = Future()
+        with self._lock:
+            if self._ended:
+                raise EngineError(self._ended)
+            number = next(self._numbers)
+            self._futures[number] = future
+        self._outbox.put(json.dumps({"id": number, "do": operation, **values}).encode() + b"\n")
+        return future
+
+    def _write(self) -> None:
+        assert self._process.stdin is not None
+        with self._process.stdin as pipe:
+            while (line := self._outbox.get()) is not None:
+                try:
+                    pipe.write(line)
+                    pipe.flush()
+                except BrokenPipeError:  # the reading side tells every caller that the child has ended
+                    return
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as pipe:
+            for line in pipe:
+                reply = json.loads(line)
+                future = self._futures.pop(reply["id"])
+                if not future.set_running_or_notify_cancel():
+                    continue
+                if "error" in reply:
+                    future.set_exception(rebuilt(reply["error"], reply["message"]))
+                else:
+                    future.set_result(reply)
+        code = self._process.wait()
+        with self._lock:
+            self._ended = f"the worker process of {os.getpid()} has ended (exit code {code}); its last words are above"
+            waiting = list(self._futures.values())
+            self._futures.clear()
+        for future in waiting:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(EngineError(self._ended))
+
+
+def rebuilt(kind: str, message: str) -> Exception:
+    """An error of ours by its name; anything else is a bug in the child."""
+    known = getattr(art_mcp.errors, kind, None)
+    return known(message) if isinstance(known, type) and issubclass(known, ArtMcpError) else RuntimeError(f"{kind}: {message}")
+
+
+def packed(sample: Sample) -> list[Any]:
+    return [list(sample.token_ids), [int(on) for on in sample.trainable], sample.logprobs, sample.advantage]
+
+
+def unpacked(parts: list[Any]) -> Sample:
+    token_ids, trainable, logprobs, advantage = parts
+    return Sample(tuple(token_ids), tuple(map(bool, trainable)), None if logprobs is None else tuple(logprobs), advantage)
+
+
+class Child:
+    """The child's end: reads operations, runs each as a task, writes replies as they come."""
+
+    def __init__(self, output: Any) -> None:
+        self._output = output
+        self._worker: Worker | None = None
+
+    async def serve(self) -> None:
+        reader = asyncio.StreamReader(limit=2**30)
+        loop = asyncio.get_running_loop()
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+        async with asyncio.TaskGroup() as tasks:
+            while line := await reader.readline():
+                tasks.create_task(self._answer(json.loads(line)))
+        if self._worker is not None:
+            await self._worker.close()
+
+    async def _answer(self, message: dict[str, Any]) -> None:
+        try:
+            reply = await getattr(self, message["do"])(message)
+        except Exception as error:  # noqa: BLE001  handed on to the parent, which raises it there
+            reply = {"error": type(error).__name__, "message": describe(error)}
+        self._output.write(json.dumps({"id": message["id"], **reply}).encode() + b"\n")
+        self._output.flush()
+
+    @property
+    def worker(self) -> Worker:
+        if self._worker is None:
+            raise EngineError("the worker has no model yet")
+        return self._worker
+
+    async def start(self, message: dict[str, Any]) -> dict[str, Any]:
+        spec = message["spec"]
+        lora = spec.pop("lora")
+        model = ModelSpec(**spec, lora=LoraSpec(**lora) if lora else None)
+        self._worker = worker = await asyncio.to_thread(Worker, message["name"], model, Settings(**message["settings"]))
+        return {"facts": worker.facts, "context_length": worker.context_length, "step": worker.step}
+
+    async def sample(self, message: dict[str, Any]) -> dict[str, Any]:
+        params = SamplingParams(**message["params"])
+        stop = frozenset(message["stop"])
+        done = await self.worker.sample(message["tokens"], params=params, stop=stop, shared=message["shared"])
+        span = done.span
+        return {"tokens": span.token_ids, "logprobs": span.logprobs, "step": span.policy_version, "stopped": done.stopped}
+
+    async def train(self, message: dict[str, Any]) -> dict[str, Any]:
+        config = message["config"]
+        bounds = config["sequence_ratio_bounds"]
+        config["sequence_ratio_bounds"] = tuple(bounds) if bounds else None
+        metrics = await self.worker.train([unpacked(parts) for parts in message["samples"]], TrainConfig(**config))
+        return {"metrics": metrics, "step": self.worker.step}
+
+    async def save(self, message: dict[str, Any]) -> dict[str, Any]:
+        await self.worker.save(Path(message["folder"]))
+        return {}
+
+
+def main() -> None:
+    # whatever prints to stdout must not end up among the replies
+    output = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    asyncio.run(Child(output).serve())
+
+
+if __name__ == "__main__":
+    main()

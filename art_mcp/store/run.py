@@ -1,0 +1,125 @@
+"""A run's folder: manifest, metrics, trajectories, checkpoints, and where a resumed run goes on. Nothing is computed here."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from art_mcp.errors import RunError, boundary
+from art_mcp.store.trajectories import write_groups
+from art_mcp.types import TrajectoryGroup
+
+MANIFEST, METRICS, LATEST = "manifest.json", "metrics.jsonl", "latest"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The folder of one run: a Recorder. `keep_seconds` false leaves times out of the trajectory files, so that two runs of
+    the same seed write the same bytes."""
+
+    folder: Path
+    keep_seconds: bool = True
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What was written at the start, and at the end. Raises RunError where it is missing or broken."""
+        path = self.folder / MANIFEST
+        with boundary(RunError, f"reading {path}", OSError, ValueError):
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+
+    def describe(self, values: Mapping[str, Any]) -> None:
+        """Adds `values` to the manifest; the file is replaced whole."""
+        path = self.folder / MANIFEST
+        with boundary(RunError, f"writing {path}"):
+            known = self.manifest if path.exists() else {}
+            replace_text(path, json.dumps({**known, **values}, indent=2, ensure_ascii=False) + "\n")
+
+    def groups(self, step: int, groups: Sequence[TrajectoryGroup]) -> None:
+        """trajectories/step-NNNNNN.parquet: one row a trajectory, failed rollouts included."""
+        path = self.folder / "trajectories" / f"step-{step:06d}.parquet"
+        with boundary(RunError, f"writing {path}"):
+            path.parent.mkdir(exist_ok=True)
+            write_groups(path, groups, step=step, keep_seconds=self.keep_seconds)
+
+    def metrics(self, step: int, values: Mapping[str, Any]) -> None:
+        """Appends one line to metrics.jsonl."""
+        path = self.folder / METRICS
+        with boundary(RunError, f"writing {path}"), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Every complete line of metrics.jsonl, in order; a line that was cut off by a kill is not one."""
+        path = self.folder / METRICS
+        if not path.exists():
+            return []
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        with boundary(RunError, f"reading {path}", ValueError):
+            return [json.loads(line) for line in lines]
+
+    def checkpoint(self, step: int) -> Path:
+        """The folder of the checkpoint after `step` steps."""
+        return self.folder / "checkpoints" / f"step-{step:06d}"
+
+    def checkpoints(self) -> list[int]:
+        """The steps of all whole checkpoints, in order."""
+        folder = self.folder / "checkpoints"
+        found = [re.fullmatch(r"step-(\d+)", path.name) for path in folder.iterdir()] if folder.is_dir() else []
+        return sorted(int(match[1]) for match in found if match)
+
+    def rewind(self, step: int) -> None:
+        """Forgets metrics and trajectories from `step` on: a resumed run makes them again."""
+        kept = [line for line in self.read_metrics() if line["step"] < step]
+        with boundary(RunError, f"rewinding {self.folder} to step {step}"):
+            replace_text(self.folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
+            for path in (self.folder / "trajectories").glob("step-*.parquet"):
+                if int(path.stem.removeprefix("step-")) >= step:
+                    path.unlink()
+
+    def prune(self, keep: int) -> None:
+        """Removes all but the last `keep` checkpoints."""
+        for step in self.checkpoints()[:-keep] if keep else ():
+            shutil.rmtree(self.checkpoint(step))
+
+
+def new_run(root: Path, name: str | None, *, keep_seconds: bool = True) -> Run:
+    """A fresh folder under `root`, to which `root`/latest points. Raises RunError where `name` exists already."""
+    chosen = name or datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    folder = root / chosen
+    if name is None:
+        folder = next(path for path in candidates(root / chosen) if not path.exists())
+    with boundary(RunError, f"making the run folder {folder}"):
+        folder.mkdir(parents=True)
+        point_latest(folder)
+    return Run(folder, keep_seconds)
+
+
+def candidates(path: Path) -> Sequence[Path]:
+    return [path, *(path.with_name(f"{path.name}-{number}") for number in range(2, 1000))]
+
+
+def point_latest(folder: Path) -> None:
+    link = folder.parent / f".{LATEST}.{os.getpid()}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(folder.name, target_is_directory=True)
+    link.replace(folder.parent / LATEST)
+
+
+def open_run(path: Path, *, keep_seconds: bool = True) -> Run:
+    """An existing run. Raises RunError where there is none."""
+    folder = path.resolve()
+    if not (folder / MANIFEST).is_file():
+        raise RunError(f"{path} is not a run folder: it has no {MANIFEST}; `art-mcp train` makes runs under runs/")
+    return Run(folder, keep_seconds)
+
+
+def replace_text(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
