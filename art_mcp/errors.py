@@ -54,13 +54,16 @@ class RewardError(RolloutError):
 def sole_cause(error: BaseException) -> BaseException:
     """The one exception inside nested groups of one, or the first where all members are the world's failures (several
     calls lost the same server); the error itself where it is not such a group."""
-    cause: BaseException = error
-    while isinstance(cause, BaseExceptionGroup):
-        members = cast("BaseExceptionGroup[BaseException]", cause).exceptions
-        if len(members) != 1 and not all(isinstance(sole_cause(member), RolloutError) for member in members):
-            break
-        cause = members[0]
-    return cause
+    members = members_of(error)
+    if len(members) == 1 or (members and all(isinstance(sole_cause(member), RolloutError) for member in members)):
+        return sole_cause(members[0])
+    return error
+
+
+def members_of(error: BaseException) -> tuple[BaseException, ...]:
+    if isinstance(error, BaseExceptionGroup):
+        return cast("BaseExceptionGroup[BaseException]", error).exceptions
+    return ()
 
 
 @contextmanager

@@ -12,7 +12,8 @@ JsonObject: TypeAlias = Mapping[str, Any]
 
 Message: TypeAlias = Mapping[str, Any]
 """A chat message as Hugging Face templates read it: `role`, `content`, and for the assistant `tool_calls`, a list of
-`{"type": "function", "id": …, "function": {"name": …, "arguments": dict}}`; for role `tool` also `name` and `tool_call_id`."""
+`{"type": "function", "id": …, "function": {"name": …, "arguments": dict}}`; for role `tool` also `name` and
+`tool_call_id`. Thoughts may stand apart, in `reasoning_content`."""
 
 Transport: TypeAlias = Literal["stdio", "sse", "streamable-http", "in-process"]
 
@@ -21,16 +22,16 @@ Transport: TypeAlias = Literal["stdio", "sse", "streamable-http", "in-process"]
 class ServerSpec:
     """One tool server: a command (stdio), a URL (sse, streamable-http), or `target` "file.py:server" (in-process).
 
-    `env` and `headers` may hold secrets, so they never appear in a repr.
+    `args`, `env`, `url` and `headers` may hold secrets, so they never appear in a repr.
     """
 
     name: str
     transport: Transport
     command: str = ""
-    args: tuple[str, ...] = ()
+    args: tuple[str, ...] = field(default=(), repr=False)
     env: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     cwd: Path | None = None
-    url: str = ""
+    url: str = field(default="", repr=False)
     headers: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     target: str = ""
 

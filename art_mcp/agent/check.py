@@ -50,7 +50,8 @@ def placeholder(schema: dict[str, Any]) -> Any:
     kind = schema.get("type")
     if "enum" in schema:
         return schema["enum"][0]
-    return {"string": "1", "number": 1, "integer": 1, "boolean": True, "array": [], "object": {}}.get(str(kind), 1)
+    values: dict[str, Any] = {"string": "1", "number": 1, "integer": 1, "boolean": True, "array": [], "object": {}}
+    return values.get(str(kind), 1)
 
 
 def call_everything(scenario: Scenario, tools: Sequence[Tool]) -> list[Message]:

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from art_mcp.core.complaints import complain
+from art_mcp.core.schemas import close, make_usable
 from art_mcp.types import JsonObject, Tool
 
 if TYPE_CHECKING:
@@ -28,11 +29,6 @@ ANNOTATIONS = frozenset(
     {"$comment", "$schema", "default", "deprecated", "description", "examples", "format", "readOnly", "title", "writeOnly"}
 )
 FLAT = ANNOTATIONS | {"type", "properties", "required", "additionalProperties"}
-SAME_PLACE = frozenset(
-    {"$ref", "$dynamicRef", "allOf", "anyOf", "oneOf", "if", "then", "else", "dependentSchemas", "unevaluatedProperties"}
-)
-"""Keywords that may name arguments elsewhere than in `properties`."""
-
 REMEMBERED = 4096
 
 
@@ -67,8 +63,8 @@ def validate(arguments: JsonObject, tool: Tool) -> str | None:
 
     They fit where JSON Schema (Draft 2020-12, `format` not asserted) accepts them and they hold no argument that the schema
     does not name: a schema that says nothing of additional properties is closed, at its top level only. Where a schema
-    cannot be used, the tool's server judges: an invalid schema accepts everything, and from a $ref that leads out of it (never
-    fetched) or a pattern that Python cannot read on, nothing more is checked.
+    cannot be used, the tool's server judges: an invalid or endless schema accepts everything, so does a $ref that leads out
+    of the schema (nothing is fetched), and from a pattern that Python cannot read on, nothing more is checked.
     """
     signature = signature_of(tool)
     if signature.surely_fits(arguments):
@@ -97,14 +93,6 @@ def read_signature(parameters: str) -> Signature:
     schema = close(json.loads(parameters))
     types, required = flat_types(schema), schema.get("required", ())
     return Signature(json.dumps(schema), types, frozenset(required if types is not None else ()))
-
-
-def close(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema with unknown arguments refused, unless it says itself what to do with them."""
-    if "additionalProperties" in schema or "unevaluatedProperties" in schema:
-        return schema
-    keyword = "unevaluatedProperties" if SAME_PLACE & schema.keys() else "additionalProperties"
-    return {**schema, keyword: False}
 
 
 def flat_types(schema: Mapping[str, Any]) -> dict[str, frozenset[type]] | None:
@@ -144,29 +132,25 @@ def as_list(value: object) -> list[Any]:
 
 
 def find_errors(schema_text: str, arguments: JsonObject) -> Iterator[ValidationError]:
-    """What jsonschema finds, up to the first part of the schema that cannot be used."""
-    from referencing.exceptions import Unresolvable
-
+    """What jsonschema finds, up to the first part of the schema that Python cannot compute."""
     validator = compiled(schema_text)
     if validator is None:
         return
     try:
         yield from validator.iter_errors(arguments)
-    except (Unresolvable, RecursionError, re.error, ValueError, OverflowError):
+    except (re.error, OverflowError, RecursionError):
         return
 
 
 @lru_cache(REMEMBERED)
 def compiled(schema_text: str) -> Validator | None:
-    """The validator of a schema, which resolves references inside the schema only; None where the schema is invalid."""
+    """The validator of a schema, with nothing outside of it in reach; None where the schema is invalid."""
     from jsonschema import Draft202012Validator
     from referencing import Registry
 
-    schema, nothing_remote = json.loads(schema_text), Registry[Any]()
+    nothing_remote = Registry[Any]()
     meta = cast("Validator", Draft202012Validator(Draft202012Validator.META_SCHEMA, registry=nothing_remote))
-    try:
-        if next(iter(meta.iter_errors(schema)), None) is not None:
-            return None
-        return cast("Validator", Draft202012Validator(schema, registry=nothing_remote))
-    except (RecursionError, ValueError):
+    schema = make_usable(json.loads(schema_text))
+    if schema is None or next(iter(meta.iter_errors(schema)), None) is not None:
         return None
+    return cast("Validator", Draft202012Validator(schema, registry=nothing_remote))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from json import JSONDecodeError
 from typing import Any, cast
 
-MAX_DEPTH = 64
+MAX_DEPTH = 32
 """Levels of lists and objects, arguments included; more is refused here, before a validator or a server overflows its stack."""
 
 TOO_DEEP = f"the JSON is nested too deep; at most {MAX_DEPTH} levels are allowed"

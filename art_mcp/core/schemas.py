@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from typing import Any, TypeAlias, cast
 from urllib.parse import unquote
 
 Path: TypeAlias = "tuple[str, ...]"
+Parts: TypeAlias = "Mapping[Path, object]"
 
 IN_PLACE = frozenset({"allOf", "anyOf", "oneOf", "not", "if", "then", "else", "dependentSchemas"})
 """Keywords whose schemas judge the same value again."""
@@ -17,6 +19,9 @@ SINGLE = frozenset(
     {"additionalProperties", "unevaluatedProperties", "items", "unevaluatedItems", "contains", "propertyNames", "not", "if"}
     | {"then", "else", "contentSchema"}
 )
+ANYTHING: Mapping[str, Any] = {"additionalProperties": True, "items": True}
+"""Accepts everything, and says of all members that they are known."""
+
 NAMING = frozenset({"$id", "$anchor", "$dynamicAnchor", "$schema", "$vocabulary"})
 
 
@@ -30,13 +35,16 @@ def close(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_usable(schema: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The schema without names of its own and with `true` in place of each part that refers to anything but a part of it by
-    `#/…`; None where a part would have to judge the same value by itself forever."""
+    """The schema with references to its own parts only (`#`, `#/…`): any other accepts everything, and nothing has a name.
+
+    None where a part would have to judge a value by judging it, which never ends.
+    """
     parts = dict(walk((), schema))
-    if has_loop(parts):
+    try:
+        TopologicalSorter({path: list(judges_by(path, part, parts)) for path, part in parts.items()}).prepare()
+    except CycleError:
         return None
-    usable = rewrite((), schema, parts)
-    return usable if isinstance(usable, dict) else {}
+    return rewrite(schema, parts)
 
 
 def walk(path: Path, schema: object) -> Iterator[tuple[Path, object]]:
@@ -47,42 +55,54 @@ def walk(path: Path, schema: object) -> Iterator[tuple[Path, object]]:
 
 
 def inner_schemas(schema: object) -> Iterator[tuple[Path, object]]:
-    for keyword, value in cast("Mapping[str, object]", schema).items() if isinstance(schema, Mapping) else ():
-        if keyword in MAPS and isinstance(value, Mapping):
-            yield from (((keyword, name), inner) for name, inner in cast("Mapping[str, object]", value).items())
+    for keyword, value in members_of(schema).items():
+        if keyword in MAPS:
+            yield from (((keyword, name), inner) for name, inner in members_of(value).items())
         elif keyword in LISTS and isinstance(value, list):
             yield from (((keyword, str(index)), inner) for index, inner in enumerate(cast("list[object]", value)))
         elif keyword in SINGLE:
             yield (keyword,), value
 
 
-def target(schema: Mapping[str, object], parts: Mapping[Path, object]) -> Path | None:
-    """Which part a `$ref` means; None where it means none, or nothing that can be known beforehand."""
+def members_of(schema: object) -> Mapping[str, object]:
+    return cast("Mapping[str, object]", schema) if isinstance(schema, Mapping) else {}
+
+
+def judges_by(path: Path, schema: object, parts: Parts) -> Iterator[Path]:
+    """The parts that judge the same value as this one."""
+    yield from ((*path, *step) for step, _ in inner_schemas(schema) if step[0] in IN_PLACE)
+    aim = target(members_of(schema), parts)
+    if aim is not None:
+        yield aim
+
+
+def target(schema: Mapping[str, object], parts: Parts) -> Path | None:
+    """Which part a `$ref` means; None where there is none, or it means something else."""
     reference = schema.get("$ref")
-    if "$dynamicRef" in schema or not isinstance(reference, str) or (reference != "#" and not reference.startswith("#/")):
+    if not isinstance(reference, str) or (reference != "#" and not reference.startswith("#/")):
         return None
     steps = unquote(reference).split("/")[1:]
     path = tuple(step.replace("~1", "/").replace("~0", "~") for step in steps)
     return path if path in parts else None
 
 
-def refers(schema: object) -> bool:
-    return isinstance(schema, Mapping) and bool({"$ref", "$dynamicRef"} & cast("Mapping[str, object]", schema).keys())
-
-
-def rewrite(path: Path, schema: object, parts: Mapping[Path, object]) -> object:
+def rewrite(schema: object, parts: Parts) -> Any:
+    """A schema without names, and with what a reference cannot mean turned into what accepts everything."""
     if not isinstance(schema, Mapping):
         return schema
-    members = cast("Mapping[str, object]", schema)
-    if refers(members) and target(members, parts) is None:
-        return True
-    usable = {keyword: value for keyword, value in members.items() if keyword not in NAMING}
-    for step, inner in inner_schemas(members):
-        place = usable
-        for name in step[:-1]:
-            place[name] = place[name]
+    members = members_of(cast("object", schema))
+    usable = {keyword: rewrite_value(keyword, value, parts) for keyword, value in members.items() if keyword not in NAMING}
+    if "$dynamicRef" in members or ("$ref" in members and target(members, parts) is None):
+        usable.pop("$ref", None)
+        usable.pop("$dynamicRef", None)
+        others = usable.get("allOf", [])
+        usable["allOf"] = [*cast("list[object]", others), ANYTHING] if isinstance(others, list) else others
     return usable
 
 
-def has_loop(parts: Mapping[Path, object]) -> bool:
-    return False
+def rewrite_value(keyword: str, value: object, parts: Parts) -> Any:
+    if keyword in MAPS and isinstance(value, Mapping):
+        return {name: rewrite(inner, parts) for name, inner in members_of(cast("object", value)).items()}
+    if keyword in LISTS and isinstance(value, list):
+        return [rewrite(inner, parts) for inner in cast("list[object]", value)]
+    return rewrite(value, parts) if keyword in SINGLE else value

@@ -76,7 +76,7 @@ class LocalBackend:
         return Worker(name, spec, self._settings) if self.in_process else RemoteWorker(name, spec, self._settings)
 
     async def train(self, trainable: Trainable, groups: Sequence[TrajectoryGroup], *, config: TrainConfig) -> dict[str, float]:
-        """One optimizer step on `groups`, after which the new policy is published. Raises TrainError for groups without spans."""
+        """One optimizer step on `groups`, then the new policy is published. Raises TrainError for groups without spans."""
         worker = self._worker(trainable)
         return await worker.train(make_samples(groups, config, step=worker.step), config)
 

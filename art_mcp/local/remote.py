@@ -70,7 +70,7 @@ class RemoteWorker:
         return reply["metrics"]
 
     async def save(self, folder: Path) -> None:
-        await self._ask("save", folder=os.path.abspath(folder))
+        await self._ask("save", folder=str(folder))
 
     async def close(self) -> None:
         """Asks the child to end, then ends it."""

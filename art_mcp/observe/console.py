@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a progress line on stderr, or a plain line now and then where stderr is no terminal."""
+"""What a person sees while a run goes on: a progress line, or plain lines now and then where there is no terminal."""
 
 from __future__ import annotations
 

@@ -210,7 +210,7 @@ def every_kind() -> str:
 
 
 def extremes() -> Iterator[Broken]:
-    for depth in (65, 500, 5_000, 50_000):
+    for depth in (33, 500, 5_000, 50_000):
         lists, objects = "[" * depth + "]" * depth, '{"x":' * depth + "1" + "}" * depth
         yield then_ping(f"{depth} lists", spelled("run", f'{{"x": {lists}}}'), INVALID)
         yield then_ping(f"{depth} objects", spelled("run", objects), INVALID)

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from art_mcp.core.arguments import close, signature_of, validate
+from art_mcp.core.arguments import signature_of, validate
+from art_mcp.core.json_scan import MAX_DEPTH
+from art_mcp.core.schemas import close
 from art_mcp.types import Tool
 
 NUMBER = {"type": "number"}
@@ -114,6 +116,12 @@ def test_what_the_schema_forbids_is_refused_wherever_it_says_so(schema: dict[str
         {"$ref": "#"},
         {"$ref": "somewhere.json"},
         {"$id": "http://[", "$ref": "x"},
+        {"$id": "tree", "$ref": "tree#/$defs/a", "$defs": {"a": NUMBER}},
+        {"$dynamicRef": "#node"},
+        {"allOf": {"$ref": "#"}},
+        {"allOf": 5, "$ref": "x"},
+        {"anyOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"allOf": [{"$ref": "#"}]}}},
+        {"allOf": [{"$ref": "#/title"}], "title": "no schema"},
         {"additionalProperties": {"pattern": "("}},
         {"additionalProperties": {"multipleOf": 0.5}, "patternProperties": {"(": True}},
     ],
@@ -122,9 +130,31 @@ def test_where_a_schema_cannot_be_used_the_server_judges(schema: dict[str, Any])
     assert validate({"a": "x", "b": 10**400}, tool(schema)) is None
 
 
-def test_what_is_found_before_an_unusable_part_of_the_schema_still_counts():
-    schema = {"type": "object", "properties": {"a": NUMBER, "b": {"$ref": "http://127.0.0.1:9/schema"}}}
-    assert validate({"a": "x", "b": 1}, tool(schema)) == '"a" must be a number, got the string "x"'
+def test_beside_a_reference_that_cannot_be_followed_everything_else_counts():
+    lost = taking(b={"$ref": "elsewhere.json", "type": "string"}, c={"$ref": "#/$defs/nothing"}, a=NUMBER)
+    assert validate({"a": 1, "b": "x", "c": {"any": "thing"}}, lost) is None
+    assert validate({"a": "x", "c": 1}, lost) == '"a" must be a number, got the string "x"'
+    assert validate({"b": 1}, lost) == '"b" must be a string, got the number 1'
+    assert validate({"d": 1}, lost) == 'unknown argument "d"; tool takes "b", "c" and "a"'
+
+
+def test_a_schema_of_trees_is_followed_as_deep_as_json_may_be():
+    leaf_or_pair = {"anyOf": [NUMBER, {"allOf": [{"$ref": "#/$defs/pair"}]}]}
+    pair = {"type": "object", "properties": {"left": {"$ref": "#/$defs/tree"}}, "unevaluatedProperties": False}
+    trees = tool(
+        {"type": "object", "properties": {"t": {"$ref": "#/$defs/tree"}}, "$defs": {"tree": leaf_or_pair, "pair": pair}}
+    )
+    good, bad = 1, "x"
+    for _ in range(MAX_DEPTH - 2):
+        good, bad = {"left": good}, {"left": bad}
+    assert validate({"t": good}, trees) is None
+    assert validate({"t": bad}, trees) is not None
+
+
+def test_a_name_of_a_keyword_is_a_name_like_any_other():
+    odd = taking(**{"$ref": NUMBER, "$id": {"type": "string"}, "properties": {"enum": [{"$ref": "x"}]}})
+    assert validate({"$ref": 1, "$id": "x", "properties": {"$ref": "x"}}, odd) is None
+    assert validate({"$ref": "1"}, odd) == '"$ref" must be a number, got the string "1"'
 
 
 def test_a_remote_reference_is_not_fetched():
@@ -219,3 +249,24 @@ def test_flat_schemas_are_accepted_without_jsonschema(schema: dict[str, Any], ar
 def test_a_complaint_is_one_short_line(schema: dict[str, Any], arguments: dict[str, Any]):
     complaint = validate(arguments, tool(schema))
     assert complaint is None or (0 < len(complaint) < 500 and "\n" not in complaint)
+
+
+WORDS = """type properties required additionalProperties unevaluatedProperties patternProperties items prefixItems contains
+anyOf allOf oneOf not if then else dependentSchemas propertyNames uniqueItems enum const minimum multipleOf pattern minLength
+$ref $dynamicRef $id $anchor $schema $defs a b"""
+KEYWORDS = st.sampled_from(WORDS.split())
+ANYTHING = st.recursive(
+    st.sampled_from(
+        ["object", "string", "#", "#/$defs/a", "#/properties/a", "#a", "http://127.0.0.1:9/x", "(", "a", 1, 0.5, -1, None]
+    )
+    | st.booleans(),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(KEYWORDS, inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(schema=st.dictionaries(KEYWORDS, ANYTHING, max_size=5), arguments=ARGUMENTS)
+def test_no_schema_however_odd_makes_validation_raise(schema: dict[str, Any], arguments: dict[str, Any]):
+    complaint = validate(arguments, tool(schema))
+    assert complaint is None or complaint

@@ -1,0 +1,45 @@
+"""`art-mcp check`: whether an environment works and rewards what it means to."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from art_mcp.cli import options as o
+
+HELP = "Open an environment's servers, show what the model would see, and prove that lazy policies do not score."
+EXAMPLE = "Example: art-mcp check calculator"
+
+
+def command(
+    environment: o.EnvironmentName,
+    option: o.EnvironmentOptions = None,
+    model: o.ModelName = "tiny",
+    config: o.ConfigFile = "config.json",
+    split: Annotated[str, typer.Option("--split", help="Which scenarios.")] = "train",
+    n: Annotated[int, typer.Option("--n", min=1, help="How many scenarios each policy plays.")] = 20,
+    json: o.Json = False,
+) -> None:
+    import anyio
+
+    from art_mcp import wiring
+
+    setting = wiring.Setting(environment, o.parse_options(option), model, None, config)
+    opening, verdict = anyio.run(lambda: wiring.check(setting, split=split, n=n))
+    show(opening, verdict)
+    if json:
+        o.write_json({"rewards": verdict.rewards, "solved": verdict.solved, "failures": verdict.failures})
+    if verdict.failures:
+        raise typer.Exit(1)
+
+
+def show(opening: str, verdict: Any) -> None:
+    o.write(f"What the model sees:\n{opening}\n")
+    width = max(map(len, verdict.rewards))
+    for name, reward in verdict.rewards.items():
+        o.write(f"{name:<{width}}  reward {reward:6.3f}  solved {verdict.solved[name]:.2f}")
+    for failure in verdict.failures:
+        o.write(f"FAILED: {failure}")
+    if not verdict.failures:
+        o.write("ok: the reference solution scores above every lazy policy")

@@ -1,0 +1,86 @@
+"""`art-mcp train`: a training run from before to after, or on from where one stopped."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any, Literal
+
+import typer
+
+from art_mcp.cli import options as o
+from art_mcp.errors import ConfigError
+
+HELP = "Train a model on an environment by reinforcement learning and show what it gained on held-out scenarios."
+EXAMPLE = "Example: art-mcp train calculator --seconds 170"
+DEFAULT_STEPS = 200
+
+
+def command(
+    environment: Annotated[
+        str | None, typer.Argument(metavar="ENV", help="The environment (not needed with --resume).")
+    ] = None,
+    option: o.EnvironmentOptions = None,
+    model: o.ModelName = "tiny",
+    config: o.ConfigFile = "config.json",
+    name: Annotated[str | None, typer.Option("--name", help="The run's folder under runs/ (default: the time).")] = None,
+    resume: Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Go on with this run.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=0, help="Training steps in all.")] = None,
+    seconds: Annotated[float | None, typer.Option("--seconds", min=0, help="Training time in all, evaluation apart.")] = None,
+    groups: Annotated[int, typer.Option("--groups", min=1, help="Scenarios in a step.")] = 16,
+    rollouts: Annotated[int, typer.Option("--rollouts", min=2, help="Rollouts of each scenario.")] = 8,
+    learning_rate: Annotated[float | None, typer.Option("--lr", help="Default: 1e-4 (LoRA, tiny models), else 1e-5.")] = None,
+    lora: Annotated[int | None, typer.Option("--lora", metavar="RANK", help="Train LoRA adapters of this rank.")] = None,
+    control: Annotated[
+        Literal["none", "shuffled"],
+        typer.Option("--control", help="shuffled: deal the rewards out anew, so nothing is learned."),
+    ] = "none",
+    eval_n: Annotated[int, typer.Option("--eval-n", min=0, help="Held-out scenarios before and after (0: none).")] = 1000,
+    save_every: Annotated[int, typer.Option("--save-every", min=0, help="Steps between checkpoints.")] = 50,
+    keep: Annotated[int, typer.Option("--keep", min=0, help="Checkpoints to keep (0: all).")] = 3,
+    seed: o.Seed = 0,
+    deterministic: o.Deterministic = False,
+    in_process: Annotated[
+        bool | None, typer.Option("--in-process/--child-process", help="Where engine and trainer run (default: here on a CPU).")
+    ] = None,
+    lenient: o.Lenient = False,
+    json: o.Json = False,
+) -> None:
+    import anyio
+
+    from art_mcp import wiring
+    from art_mcp.agent.loop import Plan
+    from art_mcp.types import TrainConfig
+
+    changes = {key: value for key, value in (("steps", steps), ("seconds", seconds)) if value is not None}
+    if resume is not None:
+        report = anyio.run(lambda: wiring.resume(resume, plan=changes, stream=sys.stderr))
+    elif environment is None:
+        raise ConfigError("name an environment (such as calculator), or --resume RUN")
+    else:
+        setting = wiring.Setting(
+            environment, o.parse_options(option), model, lora, config, seed, deterministic, in_process, lenient
+        )
+        limits: dict[str, Any] = changes or {"steps": DEFAULT_STEPS}
+        plan = Plan(groups=groups, rollouts=rollouts, save_every=save_every, seed=seed, **limits)
+        train_config = TrainConfig(learning_rate=learning_rate, control=control, seed=seed)
+        training = wiring.Training(setting, plan, train_config, eval_n, keep=keep)
+        report = anyio.run(lambda: wiring.train(training, name=name, stream=sys.stderr))
+    show(report)
+    if json:
+        o.write_json(report)
+
+
+def show(report: dict[str, Any]) -> None:
+    """The report for people: solved before and after, by level, with 95 % intervals."""
+    o.write(f"{report['run']}: {report['steps']} steps in {report['train_seconds']:.0f} s")
+    for decoding in report["after"]:
+        before, after = report["before"].get(decoding), report["after"][decoding]
+        o.write(f"solved on held-out scenarios, {decoding}, 95 % interval")
+        for level, figures in [("all", after), *after["by_level"].items()]:
+            old = before if level == "all" else before["by_level"][level]
+            o.write(f"  level {level:>3}  n={figures['n']:<5} {share(old)} -> {share(figures)}")
+
+
+def share(figures: dict[str, Any]) -> str:
+    low, high = figures["ci95"]
+    return f"{figures['solved']:.3f} [{low:.3f}, {high:.3f}]"
