@@ -23,10 +23,11 @@ def command(
 ) -> None:
     import anyio
 
-    from art_mcp import wiring
+    from art_mcp.wiring.play import check
+    from art_mcp.wiring.stage import Setting
 
-    setting = wiring.Setting(environment, o.parse_options(option), model, None, config)
-    opening, verdict = anyio.run(lambda: wiring.check(setting, split=split, n=n))
+    setting = Setting(environment, o.parse_options(option), model, None, config)
+    opening, verdict = anyio.run(lambda: check(setting, split=split, n=n))
     show(opening, verdict)
     if json:
         o.write_json({"rewards": verdict.rewards, "solved": verdict.solved, "failures": verdict.failures})

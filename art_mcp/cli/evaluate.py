@@ -28,16 +28,16 @@ def command(
 ) -> None:
     import anyio
 
-    from art_mcp import wiring
     from art_mcp.agent.evaluate import Evaluation
+    from art_mcp.wiring.stage import Setting, evaluate_stage, open_stage
 
-    setting = wiring.Setting(
+    setting = Setting(
         environment, o.parse_options(option), model, None, config, seed, deterministic=deterministic, lenient=lenient
     )
 
     async def run() -> Evaluation:
-        async with wiring.open_stage(setting) as stage:
-            return await wiring.evaluate_stage(stage, split=split, n=n, temperature=temperature, seed=seed, stream=sys.stderr)
+        async with open_stage(setting) as stage:
+            return await evaluate_stage(stage, split=split, n=n, temperature=temperature, seed=seed, stream=sys.stderr)
 
     result = anyio.run(run)
     o.write(f"{environment} {split}, model {model}, temperature {temperature:g}, n={result.n}, failed={result.failed}")
@@ -45,8 +45,7 @@ def command(
     for level, figures in result.by_level.items():
         low, high = figures.ci95
         o.write(f"  level {level}  n={figures.n:<5} solved {figures.solved:.3f} [{low:.3f}, {high:.3f}]")
-    o.write(
-        f"  malformed calls {result.malformed_rate:.3f}, tool errors {result.tool_error_rate:.3f}, turns {result.turns_mean:.2f}"
-    )
+    o.write(f"  malformed calls {result.malformed_rate:.3f}, tool errors {result.tool_error_rate:.3f}")
+    o.write(f"  turns {result.turns_mean:.2f}")
     if json:
         o.write_json(result.to_json())

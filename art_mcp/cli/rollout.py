@@ -29,10 +29,11 @@ def command(
 ) -> None:
     import anyio
 
-    from art_mcp import wiring
+    from art_mcp.wiring.play import play_one
+    from art_mcp.wiring.stage import Setting
 
-    setting = wiring.Setting(environment, o.parse_options(option), model, None, config, seed, lenient=lenient)
-    played = anyio.run(lambda: wiring.play_one(setting, split=split, number=number, temperature=temperature))
+    setting = Setting(environment, o.parse_options(option), model, None, config, seed, lenient=lenient)
+    played = anyio.run(lambda: play_one(setting, split=split, number=number, temperature=temperature))
     for author, text in played.parts if tokens else played.lines:
         o.write(coloured(author, text))
     o.write(f"stopped: {played.stop_reason}, reward {played.reward:.3f} {played.rewards}")

@@ -47,24 +47,23 @@ def command(
 ) -> None:
     import anyio
 
-    from art_mcp import wiring
     from art_mcp.agent.loop import Plan
     from art_mcp.types import TrainConfig
+    from art_mcp.wiring import training
+    from art_mcp.wiring.stage import Setting
 
     changes = {key: value for key, value in (("steps", steps), ("seconds", seconds)) if value is not None}
     if resume is not None:
-        report = anyio.run(lambda: wiring.resume(resume, plan=changes, stream=sys.stderr))
+        report = anyio.run(lambda: training.resume(resume, plan=changes, stream=sys.stderr))
     elif environment is None:
         raise ConfigError("name an environment (such as calculator), or --resume RUN")
     else:
-        setting = wiring.Setting(
-            environment, o.parse_options(option), model, lora, config, seed, deterministic, in_process, lenient
-        )
+        setting = Setting(environment, o.parse_options(option), model, lora, config, seed, deterministic, in_process, lenient)
         limits: dict[str, Any] = changes or {"steps": DEFAULT_STEPS}
         plan = Plan(groups=groups, rollouts=rollouts, save_every=save_every, seed=seed, **limits)
         train_config = TrainConfig(learning_rate=learning_rate, control=control, seed=seed)
-        training = wiring.Training(setting, plan, train_config, eval_n, keep=keep)
-        report = anyio.run(lambda: wiring.train(training, name=name, stream=sys.stderr))
+        asked = training.Training(setting, plan, train_config, eval_n, keep=keep)
+        report = anyio.run(lambda: training.train(asked, name=name, stream=sys.stderr))
     show(report)
     if json:
         o.write_json(report)
