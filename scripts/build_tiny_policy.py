@@ -181,7 +181,9 @@ def build_tokenizer(script: Script, rng: random.Random) -> Any:
         texts.extend(piece for piece in text.split("\x00") if piece)
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(PIECES), behavior="isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY - len(SPECIALS),
@@ -235,7 +237,10 @@ def learn(model: Any, stage: Stage, batches: Iterator[list[Sample]]) -> None:
         if step % 50 == 0 or step + 1 == stage.steps:
             seconds = time.monotonic() - began
             left = seconds / (step + 1) * (stage.steps - step - 1)
-            print(f"{stage.name} {step + 1}/{stage.steps} loss {value.item():.4f} {tokens / 1e6:.2f} M tokens {seconds:.0f} s, {left:.0f} s left", flush=True)
+            print(
+                f"{stage.name} {step + 1}/{stage.steps} loss {value.item():.4f} {tokens / 1e6:.2f} M tokens {seconds:.0f} s, {left:.0f} s left",
+                flush=True,
+            )
 
 
 def rate_at(part: float) -> float:

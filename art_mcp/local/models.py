@@ -74,11 +74,18 @@ def load_dialect(spec: ModelSpec) -> TemplateDialect:
 
 
 def load_tokenizer(source: str) -> Any:
-    from transformers import AutoTokenizer
+    """The tokenizer as its tokenizer.json says. (AutoTokenizer rebuilds some by their model's type and drops what the file
+    has of its own: with transformers 5.23 a "qwen2" loses its pre-tokenizer.)"""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     check_folder(source)
     with boundary(ModelError, f"loading the tokenizer of {source}", OSError, ValueError, KeyError):
-        return AutoTokenizer.from_pretrained(source)
+        kind = (
+            AutoTokenizer
+            if Path(source).is_dir() and not (Path(source) / "tokenizer.json").is_file()
+            else PreTrainedTokenizerFast
+        )
+        return kind.from_pretrained(source)
 
 
 def check_folder(source: str) -> None:

@@ -1,0 +1,67 @@
+# Everything here works in a fresh clone that has python3 (3.11 or newer) and pip. `make help` lists what there is.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help venv train test check policy clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SECONDS_OF_TRAINING ?= 165
+
+# trl supplies chat templates for the tests and nothing else, so what it depends on stays away.
+TEMPLATES := trl==1.16.0
+
+# One line for each large download instead of pip's pages; its errors and warnings go to stderr as they are.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar off -c constraints.txt
+BRIEF := awk '/(Downloading|Using cached) .*\([0-9.]+ [MG]B\)/ || /^Processing .*\.whl/ { n = split($$2, p, "/"); print "  " p[n], $$3, $$4; fflush() } \
+	/^Installing collected/ { print "  unpacking"; fflush() }'
+
+help:
+	@echo "make train    train the tiny policy on the calculator in this terminal, and show what it gained (about 5 minutes)"
+	@echo "make test     the tests"
+	@echo "make check    formatting, lints, types, the order of the rooms, the house numbers"
+	@echo "make venv     $(VENV) with everything for development; the other targets make what they need by themselves"
+	@echo "make policy   build the tiny policy anew from nothing (tens of minutes; replaces the weights in the package)"
+	@echo "make clean    remove $(VENV), caches and builds; runs/ stays"
+
+venv: $(VENV)/.dev
+
+train: $(VENV)/.local
+	@$(BIN)/art-mcp train calculator --seconds $(SECONDS_OF_TRAINING)
+
+test: $(VENV)/.dev
+	@$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/pyright
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m pytest tests/test_house.py
+
+policy: $(VENV)/.local
+	@$(BIN)/python scripts/build_tiny_policy.py
+
+clean:
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+	@find art_mcp servers environments tests scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "art_mcp needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1 || true). Name another: make PYTHON=python3.12 …" >&2; \
+		exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.local: $(VENV)/.made pyproject.toml constraints.txt
+	@echo "Installing art_mcp with torch and transformers into $(VENV): once, some minutes"
+	@$(PIP) -e '.[local]' | $(BRIEF)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.local
+	@echo "Installing what development needs"
+	@$(PIP) -e '.[local,dev]' | $(BRIEF)
+	@$(PIP) --no-deps $(TEMPLATES) | $(BRIEF)
+	@touch $@
