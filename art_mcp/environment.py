@@ -5,14 +5,19 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import math
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import sysconfig
+import traceback
+from collections import Counter
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias
 
-from art_mcp.errors import EnvironmentLoadError, RewardError, boundary
+from art_mcp.errors import ArtMcpError, EnvironmentLoadError, RewardError, boundary, describe
 from art_mcp.ports import Toolbox
 from art_mcp.types import Limits, Scenario, ScoredTrajectory, ToolCall, Trajectory
 
@@ -22,15 +27,18 @@ Reward: TypeAlias = Callable[..., float | Awaitable[float]]
 Solution: TypeAlias = Callable[[Scenario], "tuple[Sequence[ToolCall], str]"]
 """The reference solution of a scenario: calls in order, one a turn, and the final answer. Checks and warm starts use it."""
 
+NOT_THEIRS = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), __file__, "<frozen")
+"""Where a failure of an environment's own code is not to be looked for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Environment:
     """What to attempt and what counts as good.
 
     `servers`: names from config.json, a `mcpServers` entry (a mapping), or "file.py:server" for an in-process one.
-    `scenarios(split)`: the scenarios of "train", "test", … in a fixed order. `tools`: the names to offer (None: all).
+    `scenarios(split)`: the scenarios of each of `splits`, in a fixed order. `tools`: the names to offer (None: all).
     The reward of a trajectory is the sum of all `rewards`; it counts as solved when the one named `solved_by` (default:
-    the first) gives 1.
+    the first) gives 1. Raises EnvironmentLoadError without rewards, and where `solved_by` is none of them.
     """
 
     servers: Sequence[str | Mapping[str, Any]]
@@ -45,13 +53,37 @@ class Environment:
     name: str = ""
     folder: Path = field(default_factory=Path)
 
+    def __post_init__(self) -> None:
+        if not self.rewards:
+            raise EnvironmentLoadError('an environment needs a reward, such as rewards={"correct": correct}')
+        if self.solved_by and self.solved_by not in self.rewards:
+            raise EnvironmentLoadError(f"solved_by is {self.solved_by!r}, but the rewards are {', '.join(self.rewards)}")
+
+    def split(self, name: str) -> Sequence[Scenario]:
+        """The scenarios of one split. Raises EnvironmentLoadError where there is none of this name, or nothing in it, or two
+        scenarios have the same id (which would make them draw the same random numbers)."""
+        if name not in self.splits:
+            known = ", ".join(self.splits)
+            raise EnvironmentLoadError(f"environment {self.name!r} has no split {name!r}; it has {known}")
+        with own_code(EnvironmentLoadError, f"the scenarios of {self.name!r}, split {name!r}"):
+            found = self.scenarios(name)
+        if not found:
+            raise EnvironmentLoadError(f"environment {self.name!r} has no scenarios in its split {name!r}")
+        twice, count = Counter(scenario.id for scenario in found).most_common(1)[0]
+        if count > 1:
+            raise EnvironmentLoadError(f"{count} scenarios of {self.name!r} have the id {twice!r}: give each its own")
+        return found
+
     async def score(self, trajectory: Trajectory, toolbox: Toolbox) -> ScoredTrajectory:
-        """The trajectory with the sum of all rewards and each part by name. Raises RewardError when one of them raises."""
+        """The trajectory with the sum of all rewards and each part by name. Raises RewardError when one of them raises, or
+        gives what is no finite number."""
         parts: dict[str, float] = {}
         for name, reward in self.rewards.items():
-            with boundary(RewardError, f"reward {name!r}", Exception):
+            with own_code(RewardError, f"reward {name!r}"):
                 value = reward(trajectory, toolbox) if takes_toolbox(reward) else reward(trajectory)
                 parts[name] = float(await value if inspect.isawaitable(value) else value)
+            if not math.isfinite(parts[name]):
+                raise RewardError(f"reward {name!r} gave {parts[name]}")
         return trajectory.scored(sum(parts.values()), parts)
 
     def solved(self, scored: ScoredTrajectory) -> bool:
@@ -60,9 +92,23 @@ class Environment:
 
 
 def takes_toolbox(reward: Reward) -> bool:
-    """Whether a reward asks for the toolbox, as a second positional parameter."""
+    """Whether a reward asks for the toolbox: a second positional parameter without a default."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(p.kind in kinds for p in inspect.signature(reward).parameters.values()) > 1
+    parameters = inspect.signature(reward).parameters.values()
+    return sum(parameter.kind in kinds and parameter.default is parameter.empty for parameter in parameters) > 1
+
+
+@contextmanager
+def own_code(failure: type[ArtMcpError], what: str) -> Generator[None]:
+    """Names whatever an environment's own code raises: `failure("<what>: <kind>: <reason> (<file>, line <n>)")`."""
+    try:
+        yield
+    except ArtMcpError:
+        raise
+    except Exception as error:
+        trace = traceback.extract_tb(error.__traceback__)
+        places = [f" ({step.filename}, line {step.lineno})" for step in trace if not step.filename.startswith(NOT_THEIRS)]
+        raise failure(f"{what}: {type(error).__name__}: {describe(error)}{places[-1] if places else ''}") from error
 
 
 def load_environment(name: str, **options: Any) -> Environment:
@@ -118,6 +164,6 @@ def module_of(path: Path) -> ModuleType:
         raise EnvironmentLoadError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    with boundary(EnvironmentLoadError, f"loading {path}", Exception):
+    with own_code(EnvironmentLoadError, f"loading {path}"):
         spec.loader.exec_module(module)
     return module

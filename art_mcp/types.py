@@ -315,7 +315,7 @@ class TrainConfig:
     warmup_steps: int = 5
     temperature: float = 1.0
     share_prefix: bool = True
-    micro_batch_tokens: int = 16384
+    micro_batch_tokens: int = 4096
     control: Literal["none", "shuffled"] = "none"
     seed: int = 0
 

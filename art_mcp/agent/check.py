@@ -10,7 +10,7 @@ from typing import Any
 
 from art_mcp.agent.rollout import rollout
 from art_mcp.environment import Environment
-from art_mcp.errors import EnvironmentLoadError
+from art_mcp.errors import EnvironmentLoadError, RewardError
 from art_mcp.ports import Dialect, Sampler, Toolbox
 from art_mcp.types import Message, Scenario, ScoredTrajectory, Tool, ToolCall
 
@@ -91,16 +91,23 @@ def reference(environment: Environment) -> Script:
 async def check_environment(
     environment: Environment, *, dialect: Dialect, toolbox: Toolbox, play: Play, split: str = "train", n: int = 20
 ) -> Verdict:
-    """Plays the reference solution and the lazy policies in the first `n` scenarios of `split`, over the real tool servers."""
-    scenarios = list(environment.scenarios(split))[:n]
+    """Plays the reference solution and the lazy policies in the first `n` scenarios of `split`, over the real tool servers.
+
+    Raises EnvironmentLoadError where there is no reference solution, and RewardError, naming who played what, where a reward
+    fails.
+    """
+    scenarios = environment.split(split)[:n]
     scripts = {"reference solution": reference(environment), **LAZY}
     rewards: dict[str, float] = {}
     solved: dict[str, float] = {}
     for name, script in scripts.items():
-        played = [
-            await play_script(script, scenario, environment=environment, dialect=dialect, toolbox=toolbox, play=play)
-            for scenario in scenarios
-        ]
+        played: list[ScoredTrajectory] = []
+        for scenario in scenarios:
+            try:
+                one = await play_script(script, scenario, environment=environment, dialect=dialect, toolbox=toolbox, play=play)
+            except RewardError as error:
+                raise RewardError(f"{error}; {name} was playing scenario {scenario.id!r}") from error
+            played.append(one)
         rewards[name] = fmean([one.reward for one in played])
         solved[name] = fmean([environment.solved(one) for one in played])
     return Verdict(rewards, solved, tuple(complaints(rewards, solved)))

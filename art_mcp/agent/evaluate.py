@@ -10,7 +10,7 @@ from typing import Any
 
 from art_mcp.agent.group import gather_trajectory_groups
 from art_mcp.environment import Environment
-from art_mcp.errors import EnvironmentLoadError
+from art_mcp.errors import RolloutError
 from art_mcp.model import TrainableModel
 from art_mcp.ports import Progress, Toolbox
 from art_mcp.types import Malformed, Scenario, ScoredTrajectory
@@ -59,9 +59,13 @@ async def evaluate(
     concurrency: int = 128,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Plays `n` scenarios of `split` once each, the same number from every level."""
+    """Plays `n` scenarios of `split` once each, the same number from every level.
+
+    The draws depend on `seed` alone, so that two policies are asked the same questions with the same random numbers. Raises
+    RolloutError where the world broke every rollout.
+    """
     groups = await gather_trajectory_groups(
-        balanced(environment.scenarios(split), n),
+        balanced(environment.split(split), n),
         model=model,
         environment=environment,
         toolbox=toolbox,
@@ -75,7 +79,8 @@ async def evaluate(
     scored = [one for group in groups for one in group.trajectories]
     failed = sum(len(group.failures) for group in groups)
     if not scored:
-        raise EnvironmentLoadError(f"none of {failed} rollouts could be played: {groups[0].failures[0].message}")
+        first = groups[0].failures[0]
+        raise RolloutError(f"none of {failed} rollouts could be played, first with {first.kind}: {first.message}")
     return evaluation(scored, environment, failed=failed)
 
 
@@ -110,15 +115,11 @@ def level_of(scored: ScoredTrajectory) -> int:
 
 
 def balanced(scenarios: Sequence[Scenario], n: int) -> list[Scenario]:
-    """The first `n` scenarios, as many from every level as from the others; all there are where a level has fewer.
-
-    Raises EnvironmentLoadError for an empty split.
-    """
+    """The first `n` (1 or more) scenarios, as many from every level as from the others; all there are where a level has
+    fewer."""
     levels: dict[int, list[Scenario]] = {}
     for scenario in scenarios:
         levels.setdefault(scenario.level, []).append(scenario)
-    if not levels:
-        raise EnvironmentLoadError("this split has no scenarios")
     each, more = divmod(n, len(levels))
     shares = [each + (place < more) for place in range(len(levels))]
     return [scenario for share, level in zip(shares, sorted(levels), strict=True) for scenario in levels[level][:share]]

@@ -9,6 +9,8 @@ from statistics import fmean
 from time import monotonic
 from typing import Any
 
+import anyio
+
 from art_mcp.agent.group import gather_trajectory_groups
 from art_mcp.environment import Environment
 from art_mcp.errors import TrainError
@@ -51,52 +53,68 @@ async def train_loop(
 ) -> float:
     """Trains from the model's current step on; returns the seconds spent, `spent` before a resume included.
 
-    A checkpoint is saved every `plan.save_every` steps and at the end. Raises TrainError when every rollout of a step
-    failed, with the first failure.
+    A checkpoint is saved every `plan.save_every` steps and when the loop ends, also by an error or a cancellation, which
+    waits for a training step that has begun. Raises TrainError when every rollout of a step failed, with the first failure.
     """
-    scenarios = environment.scenarios(plan.split)
     began = monotonic() - spent
+    scenarios = environment.split(plan.split)
     step = await model.get_step()
-    saved = -1
-    while (plan.steps is None or step < plan.steps) and (plan.seconds is None or monotonic() - began < plan.seconds):
-        started = monotonic()
-        groups = await gather_trajectory_groups(
-            pick(scenarios, step=step, count=plan.groups, seed=plan.seed),
-            model=model,
-            environment=environment,
-            toolbox=toolbox,
-            rollouts=plan.rollouts,
-            concurrency=plan.concurrency,
-            temperature=config.temperature,
-            seed=plan.seed,
-            step=step,
-            progress=progress,
-        )
-        rolled = monotonic()
-        check_alive(groups)
-        metrics = await model.train(groups, config=config)
-        trained = monotonic()
-        seconds = {"seconds_rollout": rolled - started, "seconds_train": trained - rolled, "seconds_total": trained - began}
-        recorder.groups(step, groups)
-        recorder.metrics(step, {**summarize(groups), **metrics, **seconds})
-        step += 1
-        if plan.save_every and step % plan.save_every == 0:
-            await save(step)
-            saved = step
-    if saved != step:
-        await save(step)
+    saved = step or None  # a model that has taken steps comes from a checkpoint
+    try:
+        while (plan.steps is None or step < plan.steps) and (plan.seconds is None or monotonic() - began < plan.seconds):
+            started = monotonic()
+            groups = await gather_trajectory_groups(
+                pick(scenarios, step=step, count=plan.groups, seed=plan.seed),
+                model=model,
+                environment=environment,
+                toolbox=toolbox,
+                rollouts=plan.rollouts,
+                concurrency=plan.concurrency,
+                temperature=config.temperature,
+                seed=plan.seed,
+                step=step,
+                progress=progress,
+            )
+            check_alive(groups)
+            with anyio.CancelScope(shield=True):  # a step that is trained but not recorded would be missing from the run
+                await learn(model, groups, config=config, recorder=recorder, began=began, started=started)
+            step += 1
+            if plan.save_every and step % plan.save_every == 0:
+                await save(step)
+                saved = step
+    finally:
+        with anyio.CancelScope(shield=True):
+            if saved != step and await model.get_step() == step:
+                await save(step)
     return monotonic() - began
+
+
+async def learn(
+    model: TrainableModel[Any],
+    groups: Sequence[TrajectoryGroup],
+    *,
+    config: TrainConfig,
+    recorder: Recorder,
+    began: float,
+    started: float,
+) -> None:
+    """The second half of a step, which `started` then: trains on its groups and records it."""
+    step = await model.get_step()
+    rolled = monotonic()
+    metrics = await model.train(groups, config=config)
+    trained = monotonic()
+    seconds = {"seconds_rollout": rolled - started, "seconds_train": trained - rolled, "seconds_total": trained - began}
+    recorder.groups(step, groups)
+    recorder.metrics(step, {**summarize(groups), **metrics, **seconds})
 
 
 def pick(scenarios: Sequence[Scenario], *, step: int, count: int, seed: int) -> list[Scenario]:
     """The scenarios of `step`: a walk through the split, shuffled anew for each pass; the step alone is the cursor."""
-    if not scenarios:
-        raise TrainError("the environment has no scenarios to train on")
-    chosen: list[Scenario] = []
-    for position in range(step * count, (step + 1) * count):
-        lap, place = divmod(position, len(scenarios))
-        chosen.append(scenarios[shuffled_order(len(scenarios), seed, lap)[place]])
-    return chosen
+    first, size = step * count, len(scenarios)
+    laps = range(first // size, (first + count - 1) // size + 1)
+    walk = [place for lap in laps for place in shuffled_order(size, seed, lap)]
+    start = first - laps[0] * size
+    return [scenarios[place] for place in walk[start : start + count]]
 
 
 def shuffled_order(count: int, seed: int, lap: int) -> list[int]:
@@ -107,8 +125,9 @@ def shuffled_order(count: int, seed: int, lap: int) -> list[int]:
 
 def check_alive(groups: Sequence[TrajectoryGroup]) -> None:
     failures = [failure for group in groups for failure in group.failures]
-    if failures and not any(group.trajectories for group in groups):
-        raise TrainError(f"every rollout failed, first with {failures[0].kind}: {failures[0].message}")
+    if not any(group.trajectories for group in groups):
+        first = f", first with {failures[0].kind}: {failures[0].message}" if failures else ": none was asked for"
+        raise TrainError(f"every rollout failed{first}")
 
 
 def summarize(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 
 from art_mcp.core.seeds import seed_of
-from art_mcp.errors import ToolServerError, boundary
+from art_mcp.errors import EngineError, ToolServerError, boundary
 from art_mcp.ports import Dialect, Sampler, Toolbox
 from art_mcp.types import (
     Limits,
@@ -57,7 +57,10 @@ async def rollout(
     """Plays `scenario` until an answer without a call, or a limit.
 
     Every draw depends on (`key`, scenario id, `number`, turn) alone; `key` is (run seed, step), `number` the rollout's
-    place in its group. Raises RolloutError when the world fails: a dead tool server, a failed engine.
+    place in its group. The spans are never longer than `limits.tokens` or the model's context.
+
+    Raises RolloutError when the world fails: a dead tool server, an engine that fails or that has not answered the first
+    turn within `limits.seconds`, an opening that leaves no room for a turn.
     """
     limits = limits or Limits()
     opening: list[Message] = [{"role": "system", "content": system}] if system else []
@@ -69,9 +72,11 @@ async def rollout(
         reason = await play(
             transcript, sampler=sampler, dialect=dialect, toolbox=toolbox, limits=limits, temperature=temperature, key=seed_key
         )
+    if not any(span.logprobs is not None for span in transcript.spans):
+        raise EngineError(f"no turn was sampled within {limits.seconds:g} s: raise Limits.seconds, or play fewer at a time")
     return Trajectory(
         scenario=scenario,
-        rollout_id=":".join(map(str, seed_key)),
+        rollout_id=name_rollout(key, scenario, number),
         messages=tuple(transcript.messages),
         spans=tuple(transcript.spans),
         stop_reason=reason,
@@ -95,29 +100,40 @@ async def play(
     transcript.add(Span(tuple(shared)))
     transcript.add(Span(tuple(rest)))
     most = min(limits.tokens, sampler.context_length)
+    if len(transcript.tokens) >= most:
+        raise EngineError(f"the opening has {len(transcript.tokens)} tokens and leaves no room for a turn: {most} is the limit")
     for turn in range(limits.turns):
         room = min(limits.turn_tokens, most - len(transcript.tokens))
-        if room <= 0:
-            return StopReason.TOKEN_LIMIT
         params = SamplingParams(max_tokens=room, temperature=temperature, seed=seed_of(*key, turn))
         completion = await sampler.sample(transcript.tokens, params=params, stop=dialect.stop_token_ids, shared=len(shared))
         transcript.add(completion.span)
         reply, calls = dialect.read(completion.span.token_ids, toolbox.tools)
         transcript.messages.append(reply)
-        if not completion.stopped:
+        too_many = len(transcript.uses) + len(calls) > limits.calls
+        if too_many or not completion.stopped:
             transcript.uses.extend(unmade(call, turn) for call in calls if isinstance(call, Malformed))
+        if not completion.stopped:
             return StopReason.TOKEN_LIMIT if room < limits.turn_tokens else StopReason.TRUNCATED
         if not calls:
             return StopReason.ANSWERED
-        if len(transcript.uses) + len(calls) > limits.calls:
+        if too_many:
             return StopReason.CALL_LIMIT
         results = await make_calls(calls, toolbox)
         transcript.uses.extend(ToolUse(call, result, turn) for call, result in zip(calls, results, strict=True))
         following = answers(reply, calls, results)
         transcript.messages.extend(following)
-        if turn + 1 < limits.turns:
-            transcript.add(Span(tuple(dialect.bridge(reply, following, completion.span.token_ids[-1]))))
+        if turn + 1 == limits.turns:
+            break
+        bridge = dialect.bridge(reply, following, completion.span.token_ids[-1])
+        if len(transcript.tokens) + len(bridge) >= most:
+            return StopReason.TOKEN_LIMIT
+        transcript.add(Span(tuple(bridge)))
     return StopReason.TURN_LIMIT
+
+
+def name_rollout(key: Sequence[object], scenario: Scenario, number: int) -> str:
+    """The id of a rollout: all that its draws depend on, but for the turn."""
+    return ":".join(map(str, (*key, scenario.id, number)))
 
 
 def unmade(call: Malformed, turn: int) -> ToolUse:

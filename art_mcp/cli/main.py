@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -21,16 +22,15 @@ app.command("rollout", help=rollout.HELP, epilog=rollout.EXAMPLE)(rollout.comman
 app.command("eval", help=evaluate.HELP, epilog=evaluate.EXAMPLE)(evaluate.command)
 app.command("check", help=check.HELP, epilog=check.EXAMPLE)(check.command)
 
-FAILED, INTERRUPTED = 2, 130
+FAILED = 2
 
 
 def main() -> None:
-    """Runs the command line: an error of ours is one line on stderr and exit code 2, Ctrl-C ends with 130."""
+    """Runs the command line: an error of ours is one line on stderr and exit code 2; Ctrl-C ends with 130, as typer has it."""
+    # read when the hub's client is imported; a command's progress is its own line
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
     except ArtMcpError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(FAILED)
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped\n")
-        sys.exit(INTERRUPTED)

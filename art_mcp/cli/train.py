@@ -14,11 +14,20 @@ HELP = "Train a model on an environment by reinforcement learning and show what 
 EXAMPLE = "Example: art-mcp train calculator --seconds 170"
 DEFAULT_STEPS = 200
 
+EnvironmentOrNone = Annotated[str | None, typer.Argument(metavar="ENV", help="The environment (not needed with --resume).")]
+LearningRate = Annotated[float | None, typer.Option("--lr", min=0, help="Default: 1e-4 (LoRA, tiny models), else 1e-5.")]
+Control = Annotated[
+    Literal["none", "shuffled"],
+    typer.Option("--control", help="shuffled: deal the rewards out anew, so nothing is learned."),
+]
+InProcess = Annotated[
+    bool | None, typer.Option("--in-process/--child-process", help="Where engine and trainer run (default: here on a CPU).")
+]
+
 
 def command(
-    environment: Annotated[
-        str | None, typer.Argument(metavar="ENV", help="The environment (not needed with --resume).")
-    ] = None,
+    context: typer.Context,
+    environment: EnvironmentOrNone = None,
     option: o.EnvironmentOptions = None,
     model: o.ModelName = "tiny",
     config: o.ConfigFile = "config.json",
@@ -28,20 +37,15 @@ def command(
     seconds: Annotated[float | None, typer.Option("--seconds", min=0, help="Training time in all, evaluation apart.")] = None,
     groups: Annotated[int, typer.Option("--groups", min=1, help="Scenarios in a step.")] = 16,
     rollouts: Annotated[int, typer.Option("--rollouts", min=2, help="Rollouts of each scenario.")] = 8,
-    learning_rate: Annotated[float | None, typer.Option("--lr", help="Default: 1e-4 (LoRA, tiny models), else 1e-5.")] = None,
-    lora: Annotated[int | None, typer.Option("--lora", metavar="RANK", help="Train LoRA adapters of this rank.")] = None,
-    control: Annotated[
-        Literal["none", "shuffled"],
-        typer.Option("--control", help="shuffled: deal the rewards out anew, so nothing is learned."),
-    ] = "none",
+    learning_rate: LearningRate = None,
+    lora: Annotated[int | None, typer.Option("--lora", metavar="RANK", min=1, help="Train LoRA adapters of this rank.")] = None,
+    control: Control = "none",
     eval_n: Annotated[int, typer.Option("--eval-n", min=0, help="Held-out scenarios before and after (0: none).")] = 1000,
     save_every: Annotated[int, typer.Option("--save-every", min=0, help="Steps between checkpoints.")] = 50,
     keep: Annotated[int, typer.Option("--keep", min=0, help="Checkpoints to keep (0: all).")] = 3,
     seed: o.Seed = 0,
     deterministic: o.Deterministic = False,
-    in_process: Annotated[
-        bool | None, typer.Option("--in-process/--child-process", help="Where engine and trainer run (default: here on a CPU).")
-    ] = None,
+    in_process: InProcess = None,
     lenient: o.Lenient = False,
     json: o.Json = False,
 ) -> None:
@@ -54,6 +58,7 @@ def command(
 
     changes = {key: value for key, value in (("steps", steps), ("seconds", seconds)) if value is not None}
     if resume is not None:
+        refuse_others(context)
         report = anyio.run(lambda: training.resume(resume, plan=changes, stream=sys.stderr))
     elif environment is None:
         raise ConfigError("name an environment (such as calculator), or --resume RUN")
@@ -69,17 +74,29 @@ def command(
         o.write_json(report)
 
 
+def refuse_others(context: typer.Context) -> None:
+    """Raises ConfigError for a value that a resumed run would not heed: it has its own in the manifest."""
+    heeded = ("resume", "steps", "seconds", "json")
+    options = {param.name or "": param.opts[0] for param in context.command.params if param.name not in heeded}
+    sources = {option: context.get_parameter_source(name) for name, option in options.items()}
+    others = [option for option, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if others:
+        raise ConfigError(f"--resume goes on with the run's own settings: leave out {', '.join(others)}")
+
+
 def show(report: dict[str, Any]) -> None:
     """The report for people: solved before and after, by level, with 95 % intervals."""
     o.write(f"{report['run']}: {report['steps']} steps in {report['train_seconds']:.0f} s")
-    for decoding in report["after"]:
-        before, after = report["before"].get(decoding), report["after"][decoding]
+    for decoding, after in report["after"].items():
+        before = report["before"].get(decoding)
         o.write(f"solved on held-out scenarios, {decoding}, 95 % interval")
         for level, figures in [("all", after), *after["by_level"].items()]:
-            old = before if level == "all" else before["by_level"][level]
+            old = before["by_level"].get(level) if before and level != "all" else before
             o.write(f"  level {level:>3}  n={figures['n']:<5} {share(old)} -> {share(figures)}")
 
 
-def share(figures: dict[str, Any]) -> str:
+def share(figures: dict[str, Any] | None) -> str:
+    if figures is None:
+        return "not measured"
     low, high = figures["ci95"]
     return f"{figures['solved']:.3f} [{low:.3f}, {high:.3f}]"

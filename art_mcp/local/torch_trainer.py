@@ -86,22 +86,26 @@ class TorchTrainer:
         return {"loss": summed, "gradient_norm": norm, "trainable_tokens": float(total)}
 
     def score(self, samples: Sequence[Sample], *, prefix: int, temperature: float, decoder: Decoder | None = None) -> Scores:
-        """Log probabilities of the trainable tokens of `samples`, whose first `prefix` tokens are the same."""
+        """Log probabilities of the trainable tokens of `samples`, whose first `prefix` tokens are the same.
+
+        Samples with the same tokens (rollouts of one scenario often are) are computed once, and count as often as they occur.
+        """
         decoder = decoder or self._decoder
+        places: dict[tuple[tuple[int, ...], tuple[bool, ...]], int] = {}
+        row_of = torch.tensor([places.setdefault((s.token_ids, s.trainable), len(places)) for s in samples])
+        tokens, trained, lengths = padded(list(places), prefix)
+        width = tokens.shape[1]
         shared = compute_prefix(decoder, list(samples[0].token_ids[:prefix]), self._dtype)
-        lengths = torch.tensor([len(sample.token_ids) - prefix for sample in samples])
-        width = int(lengths.max())
-        token_ids = torch.zeros(len(samples), width, dtype=torch.long)
-        trained = torch.zeros(len(samples), width, dtype=torch.bool)
-        for row, sample in enumerate(samples):
-            token_ids[row, : lengths[row]] = torch.tensor(sample.token_ids[prefix:])
-            trained[row, : lengths[row]] = torch.tensor(sample.trainable[prefix:])
-        positions = torch.arange(prefix, prefix + width)[None].expand(len(samples), -1)
+        positions = torch.arange(prefix, prefix + width)[None].expand(len(places), -1)
         mask = causal_mask(lengths, width, self._dtype)
-        hidden = decoder.hidden(token_ids, positions, prefix=shared, cache=NoCache(), mask=mask)
+        hidden = decoder.hidden(tokens, positions, prefix=shared, cache=NoCache(), mask=mask)
         rows, columns = trained.nonzero(as_tuple=True)
-        log_probs, entropies = chosen_log_probs(decoder, hidden[rows, columns - 1], token_ids[rows, columns], temperature)
-        return Scores(log_probs, entropies, rows)
+        log_probs, entropies = chosen_log_probs(decoder, hidden[rows, columns - 1], tokens[rows, columns], temperature)
+        counts = trained.sum(dim=1)
+        ends = counts.cumsum(0)
+        index = torch.cat([torch.arange(int(ends[row] - counts[row]), int(ends[row])) for row in row_of.tolist()])
+        owners = torch.arange(len(samples)).repeat_interleave(counts[row_of])
+        return Scores(log_probs[index], entropies[index], owners)
 
     def gradients(self) -> list[Tensor]:
         """The accumulated gradients, in the order of the trainable parameters (for tests and reports)."""
@@ -164,15 +168,30 @@ def backward(value: Tensor) -> None:
     torch.autograd.backward(value)
 
 
+def padded(rows: Sequence[tuple[tuple[int, ...], tuple[bool, ...]]], prefix: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids and which of them are trained, each (rows, longest), right-padded, and the lengths; from `prefix` on."""
+    lengths = torch.tensor([len(token_ids) - prefix for token_ids, _ in rows])
+    tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+    trained = torch.zeros(tokens.shape, dtype=torch.bool)
+    for row, (token_ids, trainable) in enumerate(rows):
+        tokens[row, : lengths[row]] = torch.tensor(token_ids[prefix:])
+        trained[row, : lengths[row]] = torch.tensor(trainable[prefix:])
+    return tokens, trained, lengths
+
+
 def micro_batches(samples: Sequence[Sample], prefix: int, budget: int) -> Iterator[list[Sample]]:
-    """Samples of like length together, each batch at most `budget` padded tokens (one sample at the least)."""
+    """Samples of like length together, each batch at most `budget` padded tokens (one sample at the least); samples with the
+    same tokens stay together and count once."""
     chunk: list[Sample] = []
-    for sample in sorted(samples, key=lambda sample: -len(sample.token_ids)):
+    distinct = 0
+    for sample in sorted(samples, key=lambda sample: (-len(sample.token_ids), sample.token_ids)):
+        new = not chunk or chunk[-1].token_ids != sample.token_ids
         width = len((chunk or [sample])[0].token_ids) - prefix
-        if chunk and (len(chunk) + 1) * width > budget:
+        if chunk and new and (distinct + 1) * width > budget:
             yield chunk
-            chunk = []
+            chunk, distinct = [], 0
         chunk.append(sample)
+        distinct += new
     if chunk:
         yield chunk
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +14,8 @@ from art_mcp.sampling.decoder import MASKED, Decoder, Prefix
 
 ROOM = 32
 """Columns by which a buffer of keys and values grows."""
+PREFILL_CELLS = 2**23
+"""Cells (rows · new tokens · columns) of one attention head computed at once when a batch starts."""
 
 
 @dataclass(slots=True)
@@ -44,28 +46,34 @@ def draw_uniforms(seed: int, count: int) -> Sequence[float]:
 
 
 class Histories:
-    """Keys and values of finished turns by their tokens, so that the next turn computes only what is new. Least recently
-    used ones go first; `capacity` counts tokens."""
+    """Keys and values of finished turns by their tokens, so that the next turn computes only what is new. Nothing is
+    forgotten unasked; `tokens` says how many are kept."""
 
-    def __init__(self, capacity: int) -> None:
-        self._capacity, self._used = capacity, 0
+    def __init__(self) -> None:
+        self.tokens = 0
         self._kept: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
-        self._lengths: dict[int, int] = {}
+        self._lengths: Counter[int] = Counter()
 
     def keep(self, tokens: tuple[int, ...], states: Tensor) -> None:
-        if not tokens or tokens in self._kept or len(tokens) > self._capacity:
-            return
-        self._kept[tokens] = states
-        self._used += len(tokens)
-        self._lengths[len(tokens)] = self._lengths.get(len(tokens), 0) + 1
-        while self._used > self._capacity:
+        if tokens and tokens not in self._kept:
+            self._kept[tokens] = states
+            self.tokens += len(tokens)
+            self._lengths[len(tokens)] += 1
+
+    def forget(self, tokens: int) -> int:
+        """Lets go of at least `tokens` tokens, or of all: those used longest ago first. Returns how many it were."""
+        before = self.tokens
+        while self._kept and before - self.tokens < tokens:
             oldest, _ = self._kept.popitem(last=False)
-            self._used -= len(oldest)
+            self.tokens -= len(oldest)
             self._lengths[len(oldest)] -= 1
+            if not self._lengths[len(oldest)]:
+                del self._lengths[len(oldest)]
+        return before - self.tokens
 
     def longest(self, tokens: tuple[int, ...]) -> Tensor | None:
         """States (layers, 2, heads, n, width) of the longest kept beginning of `tokens` that leaves one token to compute."""
-        for length in sorted((n for n, count in self._lengths.items() if count and n < len(tokens)), reverse=True):
+        for length in sorted((length for length in self._lengths if length < len(tokens)), reverse=True):
             found = self._kept.get(tokens[:length])
             if found is not None:
                 self._kept.move_to_end(tokens[:length])
@@ -121,19 +129,28 @@ class Batch:
             token_ids[number, new - fresh :] = torch.tensor(prompt[n:])
             positions[number, new - fresh :] = torch.arange(n, len(prompt)) + self._prefix.length
         mask = torch.zeros(visible.shape, dtype=self._dtype).masked_fill_(~visible, MASKED)
-        future = torch.ones(new, new, dtype=torch.bool).triu_(1)
-        seen = mask[:, None].repeat(1, new, 1)
-        seen[:, :, past:].masked_fill_(future, MASKED)
-        cache = BufferCache(self._buffer, past)
-        hidden = self._decoder.hidden(token_ids, positions, prefix=self._prefix, cache=cache, mask=seen)
-        logits = self._decoder.logits(hidden[:, -1])
         chosen = torch.tensor([index[row.prompt] for row in rows])
         self._column = past + new
+        self._logits = self._last_logits(token_ids, positions, mask)[chosen]
         self._mask = torch.nn.functional.pad(mask, (0, ROOM))[chosen]
         self._buffer = self._buffer[:, :, chosen]
         self._positions = positions[:, -1][chosen] + 1
-        self._logits = logits[chosen]
         self.rows = list(rows)
+
+    def _last_logits(self, token_ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """Computes right-aligned prompts, a few rows at a time where they are long; their keys go into the buffer."""
+        new = token_ids.shape[1]
+        past = self._column - new
+        future = torch.ones(new, new, dtype=torch.bool).triu_(1)
+        logits: list[Tensor] = []
+        for some in torch.arange(len(token_ids)).split(max(1, PREFILL_CELLS // (new * self._column))):
+            part = slice(int(some[0]), int(some[-1]) + 1)
+            seen = mask[part, None].repeat(1, new, 1)
+            seen[:, :, past:].masked_fill_(future, MASKED)
+            cache = BufferCache(self._buffer[:, :, part], past)
+            hidden = self._decoder.hidden(token_ids[part], positions[part], prefix=self._prefix, cache=cache, mask=seen)
+            logits.append(self._decoder.logits(hidden[:, -1]))
+        return torch.cat(logits)
 
     def step(self) -> None:
         """Samples one token for every unfinished row, then computes what follows it."""

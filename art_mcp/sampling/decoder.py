@@ -6,7 +6,6 @@ expanded; `TransformersDecoder` serves every other architecture through transfor
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,8 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from art_mcp.errors import ModelError, boundary
+from art_mcp.sampling.attention import attend, rotary_table, rotate
+
 MASKED = -1e30
 """Added to a score that may not be seen; finite, so that a padded row stays free of NaN."""
+WINDOWS = ("sliding_window", "attention_chunk_size", "window_size")
+"""Where configurations say that a token sees only so many tokens before it."""
 
 
 class Cache(Protocol):
@@ -73,11 +77,65 @@ class Decoder(Protocol):
 
 
 def make_decoder(model: Any) -> Decoder:
-    """The fastest decoder that is exact for `model` (a transformers causal LM, or a peft model around one)."""
+    """The fastest decoder that is exact for `model` (a transformers causal LM, or a peft model around one).
+
+    Raises ModelError when none is: when a few tokens, decoded in parts with a prefix and a gap, do not come out as in the
+    model's own forward pass, or when the model sees less far back than its context reaches.
+    """
     base = model.get_base_model() if hasattr(model, "peft_config") else model
-    if LeanDecoder.serves(base.config):
-        return LeanDecoder(base)
-    return TransformersDecoder(base)
+    config = base.config.get_text_config()
+    refusal = f"{config.model_type} models cannot be decoded exactly here; choose one with plain full attention, " + (
+        "such as Qwen2.5, Qwen3, Llama, OLMo, Granite or Phi-2"
+    )
+    reason = limited_sight(config)
+    if not reason:
+        with boundary(ModelError, refusal, Exception):
+            decoder = LeanDecoder(base) if LeanDecoder.serves(base.config) else TransformersDecoder(base)
+            if is_exact(decoder, base):
+                return decoder
+        reason = "its attention is more than keys, values, positions and a mask"
+    raise ModelError(f"{refusal}: {reason}")
+
+
+def limited_sight(config: Any) -> str:
+    """Why tokens see less far back than the context reaches, or positions change with its length; "" where neither."""
+    context = int(getattr(config, "max_position_embeddings", 0) or 0)
+    kinds = getattr(config, "layer_types", None)
+    windowed = kinds is None or any(kind != "full_attention" for kind in kinds)
+    for name in WINDOWS:
+        width = getattr(config, name, None)
+        used = windowed and (name != "sliding_window" or getattr(config, "use_sliding_window", True))
+        if used and isinstance(width, int) and 0 < width < context:
+            return f"{name} of {width} tokens in a context of {context}"
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope" and rope.get("original_max_position_embeddings", context) < context:
+        return "rotary positions that change with the length of the conversation"
+    return ""
+
+
+def is_exact(decoder: Decoder, model: Any) -> bool:
+    """Whether a row with two tokens out of sight, after a prefix, gets the logits of the model's own forward pass, and its
+    keys and values have the shape that the decoder says.
+
+    The median over tokens decides: in half precision a mixture of experts may choose another one for a token.
+    """
+    shared, dead, new = 5, 2, 8
+    dtype = next(model.parameters()).dtype
+    tokens = [(7 * number + 1) % decoder.vocabulary for number in range(shared + new)]
+    positions = torch.tensor([[0] * dead + list(range(shared, shared + new))])
+    mask = causal_mask(torch.tensor([dead + new]), dead + new, dtype)
+    mask[:, :, :dead] = MASKED
+    with torch.no_grad():
+        wanted = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, shared:].double()
+        prefix = compute_prefix(decoder, tokens[:shared], dtype)
+        padded = torch.tensor([[0] * dead + tokens[shared:]])
+        hidden = decoder.hidden(padded, positions, prefix=prefix, cache=NoCache(), mask=mask)
+        layers, heads, width = decoder.kv_shape
+        if [tensor.shape for layer in prefix.layers for tensor in layer] != [(1, heads, shared, width)] * 2 * layers:
+            return False
+        got = decoder.logits(hidden[0, dead:]).double()
+    errors = (got - wanted).norm(dim=-1) / wanted.norm(dim=-1)
+    return bool(errors.median() <= (0.1 if dtype.itemsize < 4 else 1e-3))
 
 
 def causal_mask(lengths: Tensor, width: int, dtype: torch.dtype) -> Tensor:
@@ -105,9 +163,9 @@ class LeanDecoder:
 
     @classmethod
     def serves(cls, config: Any) -> bool:
-        """Whether this arithmetic is exact for the model: known architecture, plain rotary positions, full attention."""
+        """Whether this arithmetic is exact for the model: known architecture, fixed rotary frequencies, full attention."""
         rope = getattr(config, "rope_parameters", None) or {}
-        plain_rope = rope.get("rope_type", "default") == "default"
+        plain_rope = rope.get("rope_type", "default") in {"default", "linear", "llama3"}
         window = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
         return config.model_type in cls.ARCHITECTURES and plain_rope and not window and config.hidden_act == "silu"
 
@@ -168,47 +226,14 @@ class LeanDecoder:
         return attention.o_proj(mixed.transpose(1, 2).reshape(rows, new, -1))
 
 
-def rotary_table(inverse_frequencies: Tensor, positions: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (positions, width) of rotary position embedding (Su et al. 2021, arXiv:2104.09864)."""
-    angles = torch.outer(torch.arange(positions).float(), inverse_frequencies.float())
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
-
-
-def rotate(states: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    first, second = states.chunk(2, dim=-1)
-    return states * rotation[0] + torch.cat((-second, first), dim=-1) * rotation[1]
-
-
-def attend(query: Tensor, keys: Tensor, values: Tensor, *, shared: tuple[Tensor, Tensor] | None, mask: Tensor) -> Tensor:
-    """Attention of (rows, query heads, new, width) over each row's own keys and, unexpanded, over the shared prefix.
-
-    One softmax spans both parts, so the result equals attention over the concatenation.
-    """
-    rows, query_heads, new, width = query.shape
-    heads = keys.shape[1]
-    groups = query_heads // heads
-    query = (query * (1.0 / math.sqrt(width))).reshape(rows, heads, groups * new, width)
-    own = (query @ keys.transpose(-1, -2)).view(rows, heads, groups, new, -1) + mask
-    if shared is None:
-        mixed = torch.softmax(own, dim=-1).view(rows, heads, groups * new, -1) @ values
-        return mixed.view(rows, query_heads, new, width)
-    prefix_keys, prefix_values = shared[0][0], shared[1][0]
-    length = prefix_keys.shape[1]
-    flat = query.transpose(0, 1).reshape(heads, rows * groups * new, width)
-    far = (flat @ prefix_keys.transpose(-1, -2)).view(heads, rows, groups, new, length).transpose(0, 1)
-    weights = torch.softmax(torch.cat((far, own), dim=-1), dim=-1)
-    near = weights[..., length:].reshape(rows, heads, groups * new, -1) @ values
-    away = weights[..., :length].transpose(0, 1).reshape(heads, rows * groups * new, length) @ prefix_values
-    return (near + away.view(heads, rows, groups * new, width).transpose(0, 1)).reshape(rows, query_heads, new, width)
-
-
 class TransformersDecoder:
     """Any other architecture with plain key/value caches, through transformers' own forward; the prefix is expanded."""
 
     def __init__(self, model: Any) -> None:
         config = model.config.get_text_config()
         self._model = model
+        self._cap = getattr(config, "final_logit_softcapping", None)
+        self._scale = getattr(config, "logit_scale", None) or 1.0 / getattr(config, "logits_scaling", 1.0)
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         self.kv_shape = (config.num_hidden_layers, heads, width)
@@ -228,7 +253,8 @@ class TransformersDecoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         logits = self._model.get_output_embeddings()(hidden)
-        return logits if logits.dtype == torch.float64 else logits.float()
+        logits = (logits if logits.dtype == torch.float64 else logits.float()) * self._scale
+        return logits if self._cap is None else torch.tanh(logits / self._cap) * self._cap
 
 
 class PrefixedCache:

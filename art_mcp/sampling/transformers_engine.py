@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 
-from art_mcp.errors import EngineError
+from art_mcp.errors import EngineError, describe
 from art_mcp.sampling.batch import Batch, Histories, Row, draw_uniforms
 from art_mcp.sampling.decoder import Decoder, Prefix, compute_prefix
 from art_mcp.types import Completion, Policy, SamplingParams, Span
@@ -26,13 +27,26 @@ PATIENCE = 4
 """Decoding steps after which a waiting request joins, however few wait with it."""
 PREFIXES = 8
 """Shared prefixes (one for each toolbox in use) that are kept."""
+HISTORY_BYTES = 2**30
+"""Memory for the keys and values of finished turns, over all prefixes."""
 
 
 @dataclass(slots=True)
 class Request:
     prefix: tuple[int, ...]
     row: Row
-    future: Future[Completion] = field(default_factory=Future)
+    future: Future[Completion] = field(default_factory=Future[Completion])
+
+
+@dataclass(slots=True)
+class Job:
+    """Exclusive work: it waits for the requests before it, and those after it wait for it."""
+
+    work: Callable[[], Any]
+    future: Future[Any]
+
+
+Waiting: TypeAlias = Request | Job
 
 
 @dataclass(slots=True)
@@ -59,18 +73,20 @@ class TransformersEngine:
         context_length: int,
         dtype: torch.dtype = torch.float32,
         max_batch: int = 128,
-        history_tokens: int = 65536,
+        history_tokens: int | None = None,
         deterministic: bool = False,
     ) -> None:
         self._decoder, self._dtype, self._policy = decoder, dtype, policy
-        self._context, self._history_tokens, self._deterministic = context_length, history_tokens, deterministic
+        self._context, self._deterministic = context_length, deterministic
         self._max_batch = 1 if deterministic else max_batch
+        token_bytes = 2 * math.prod(decoder.kv_shape) * dtype.itemsize
+        self._history_tokens = HISTORY_BYTES // token_bytes if history_tokens is None else history_tokens
         self._lanes: OrderedDict[tuple[int, ...], Lane] = OrderedDict()
-        self._waiting: deque[Request] = deque()
+        self._waiting: deque[Waiting] = deque()
         self._active: dict[int, Request] = {}
-        self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._cancelled: list[Request] = []
         self._wake = threading.Condition()
-        self._closing, self._patience = False, 0
+        self._ended, self._patience = "", 0
         self._thread: threading.Thread | None = None
         self.sampled_tokens = 0
 
@@ -88,22 +104,26 @@ class TransformersEngine:
         room = self._context - len(token_ids)
         if room <= 0 or not token_ids:
             raise EngineError(f"a prompt of {len(token_ids)} tokens does not fit a context of {self._context} tokens")
+        if not 0 <= min(token_ids) <= max(token_ids) < self._decoder.vocabulary:
+            raise EngineError(f"a prompt has a token outside the {self._decoder.vocabulary} of the model: another tokenizer?")
         limit = min(params.max_tokens, room)
         prefix = tuple(token_ids[: min(shared, len(token_ids) - 1)])
         prompt = tuple(token_ids[len(prefix) :])
         row = Row(prompt, limit, params.temperature, stop, draw_uniforms(params.seed, limit))
         request = Request(prefix, row)
-        self._enqueue(lambda: self._waiting.append(request))
+        self._enqueue(request)
         try:
             return await asyncio.wrap_future(request.future)
         except asyncio.CancelledError:
-            row.cancelled = True
+            with self._wake:
+                self._cancelled.append(request)
             raise
 
     async def exclusive(self, work: Callable[[], Result]) -> Result:
-        """Runs `work` on the engine's thread when all requests before it are answered; later ones wait."""
+        """Runs `work` on the engine's thread when all requests before it are answered; later ones wait. Work that has begun
+        goes on to its end even if the caller is cancelled."""
         future: Future[Result] = Future()
-        self._enqueue(lambda: self._jobs.append((work, future)))
+        self._enqueue(Job(work, future))
         return await asyncio.wrap_future(future)
 
     def publish(self, step: int) -> None:
@@ -114,16 +134,16 @@ class TransformersEngine:
     def close(self) -> None:
         """Ends the thread; requests in flight fail with EngineError."""
         with self._wake:
-            self._closing = True
+            self._ended = self._ended or "the engine is closed"
             self._wake.notify()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
-    def _enqueue(self, add: Callable[[], None]) -> None:
+    def _enqueue(self, item: Waiting) -> None:
         with self._wake:
-            if self._closing:
-                raise EngineError("the engine is closed")
-            add()
+            if self._ended:
+                raise EngineError(self._ended)
+            self._waiting.append(item)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="art-mcp-engine", daemon=True)
                 self._thread.start()
@@ -135,40 +155,65 @@ class TransformersEngine:
                 pass
             self._fail(EngineError("the engine was closed while sampling"))
         except BaseException as error:  # noqa: BLE001  handed on to every caller that waits: nobody else would see it
-            self._closing = True
+            with self._wake:
+                self._ended = f"the engine has failed: {describe(error)}"
             self._fail(error)
 
     def _turn(self) -> bool:
         """One round: wait for work, do exclusive work when drained, admit, decode a step. False when closing."""
         with self._wake:
-            idle = not self._active
-            while idle and not (self._waiting or self._jobs or self._closing):
+            while not (self._active or self._waiting or self._ended):
                 self._wake.wait()
-            if self._closing:
-                return False
-            if idle and self._waiting and not self._jobs:
+            if not (self._active or self._ended or isinstance(self._waiting[0], Job)):
                 self._wake.wait(LINGER_SECONDS)
-            job = self._jobs.popleft() if idle and self._jobs else None
-            admitted = [] if job or self._jobs else self._admit()
+            if self._ended:
+                return False
+            self._release()
+            job = self._next_job()
+            admitted = [] if job else self._admit()
         if job:
-            run(*job)
+            run(job)
             return True
         with torch.inference_mode():
             self._prefill(admitted)
-            for lane in list(self._lanes.values()):
+            for lane in self._lanes.values():
                 if lane.batch is not None:
                     self._step(lane)
         return True
 
+    def _release(self) -> None:
+        """Frees the rows of cancelled requests. Only here, for nothing may finish between two looks at a batch."""
+        if not self._cancelled:
+            return
+        for request in self._cancelled:
+            request.row.cancelled = True
+            self._active.pop(id(request.row), None)
+        self._cancelled.clear()
+        for lane in self._lanes.values():
+            if lane.batch is not None and all(row.finished for row in lane.batch.rows):
+                lane.batch = None
+
+    def _next_job(self) -> Job | None:
+        if self._active or not self._waiting or not isinstance(job := self._waiting[0], Job):
+            return None
+        self._waiting.popleft()
+        return job
+
     def _admit(self) -> list[Request]:
+        """Takes what waits before the next exclusive work. What it returns is active: a failure from here on reaches it."""
         self._patience += 1
-        room = self._max_batch - len(self._active)
         enough = len(self._waiting) >= max(1, len(self._active) // 4) or self._patience >= PATIENCE
-        if not (room > 0 and self._waiting and enough):
-            return []
-        self._patience = 0
-        taken = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
-        return [request for request in taken if request.future.set_running_or_notify_cancel()]
+        admitted: list[Request] = []
+        while enough and self._waiting and len(self._active) < self._max_batch:
+            request = self._waiting[0]
+            if isinstance(request, Job):
+                break
+            self._waiting.popleft()
+            self._patience = 0
+            if request.future.set_running_or_notify_cancel():
+                self._active[id(request.row)] = request
+                admitted.append(request)
+        return admitted
 
     def _prefill(self, requests: Sequence[Request]) -> None:
         by_prefix: dict[tuple[int, ...], list[Request]] = {}
@@ -178,7 +223,6 @@ class TransformersEngine:
             lane = self._lane(prefix)
             batch = Batch(self._decoder, lane.prefix, self._dtype)
             batch.prefill([request.row for request in group], lane.histories)
-            self._active.update((id(request.row), request) for request in group)
             if lane.batch is None:
                 lane.batch = batch
             else:
@@ -187,7 +231,7 @@ class TransformersEngine:
 
     def _lane(self, prefix: tuple[int, ...]) -> Lane:
         if prefix not in self._lanes:
-            histories = None if self._deterministic else Histories(self._history_tokens)
+            histories = None if self._deterministic else Histories()
             self._lanes[prefix] = Lane(compute_prefix(self._decoder, list(prefix), self._dtype), histories)
             idle = [key for key, lane in self._lanes.items() if lane.batch is None and key != prefix]
             for key in idle[: max(0, len(self._lanes) - PREFIXES)]:
@@ -210,24 +254,34 @@ class TransformersEngine:
             if row.finished and (request := self._active.pop(id(row), None)):
                 if histories is not None and row.stopped:
                     batch.keep(number, histories)
+                    self._forget()
                 self.sampled_tokens += len(row.sampled)
                 span = Span(tuple(row.sampled), tuple(row.logprobs), self._policy.step)
                 request.future.set_result(Completion(span, row.stopped))
 
+    def _forget(self) -> None:
+        """Keeps all histories together within their memory; those of the prefix used longest ago go first."""
+        excess = sum(lane.histories.tokens for lane in self._lanes.values() if lane.histories) - self._history_tokens
+        for lane in self._lanes.values():
+            if excess > 0 and lane.histories:
+                excess -= lane.histories.forget(excess)
+
     def _fail(self, error: BaseException) -> None:
-        for request in (*self._active.values(), *self._waiting):
-            if not request.future.done():
-                request.future.set_exception(error)
-        for _, future in self._jobs:
-            future.set_exception(error)
+        with self._wake:
+            waiting = [item.future for item in self._waiting if item.future.set_running_or_notify_cancel()]
+            for future in (*(request.future for request in self._active.values()), *waiting):
+                future.set_exception(error)
+            self._waiting.clear()
+            self._active.clear()
+            self._lanes.clear()
 
 
-def run(work: Callable[[], Any], future: Future[Any]) -> None:
-    if not future.set_running_or_notify_cancel():
+def run(job: Job) -> None:
+    if not job.future.set_running_or_notify_cancel():
         return
     try:
-        result = work()
+        result = job.work()
     except BaseException as error:  # noqa: BLE001  handed on to the caller that waits for this work
-        future.set_exception(error)
+        job.future.set_exception(error)
     else:
-        future.set_result(result)
+        job.future.set_result(result)

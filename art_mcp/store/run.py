@@ -59,8 +59,8 @@ class Run:
         path = self.folder / METRICS
         if not path.exists():
             return []
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-        with boundary(RunError, f"reading {path}", ValueError):
+        with boundary(RunError, f"reading {path}", OSError, ValueError):
+            lines = path.read_text(encoding="utf-8").split("\n")[:-1]
             return [json.loads(line) for line in lines]
 
     def checkpoint(self, step: int) -> Path:
@@ -74,34 +74,61 @@ class Run:
         return sorted(int(match[1]) for match in found if match)
 
     def rewind(self, step: int) -> None:
-        """Forgets metrics and trajectories from `step` on: a resumed run makes them again."""
+        """Forgets metrics and trajectories from `step` on, which a resumed run makes again, and what a kill left half done."""
         kept = [line for line in self.read_metrics() if line["step"] < step]
         with boundary(RunError, f"rewinding {self.folder} to step {step}"):
             replace_text(self.folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
             for path in (self.folder / "trajectories").glob("step-*.parquet"):
                 if int(path.stem.removeprefix("step-")) >= step:
                     path.unlink()
+            for path in self.folder.glob("**/.*.tmp"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def prune(self, keep: int) -> None:
-        """Removes all but the last `keep` checkpoints."""
-        for step in self.checkpoints()[:-keep] if keep else ():
-            shutil.rmtree(self.checkpoint(step))
+        """Removes all but the last `keep` checkpoints (0: none is removed)."""
+        with boundary(RunError, f"removing old checkpoints of {self.folder}"):
+            for step in self.checkpoints()[:-keep] if keep else ():
+                folder = self.checkpoint(step)
+                # renamed first: a kill must not leave a folder that looks whole
+                shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.{os.getpid()}.tmp")))
 
 
 def new_run(root: Path, name: str | None, *, keep_seconds: bool = True) -> Run:
-    """A fresh folder under `root`, to which `root`/latest points. Raises RunError where `name` exists already."""
-    chosen = name or datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    folder = root / chosen
-    if name is None:
-        folder = next(path for path in candidates(root / chosen) if not path.exists())
-    with boundary(RunError, f"making the run folder {folder}"):
-        folder.mkdir(parents=True)
+    """A fresh folder under `root`, called `name` or by the time, to which `root`/latest points.
+
+    Raises RunError where `name` is taken, or is no plain word.
+    """
+    refuse_name(root, name)
+    with boundary(RunError, f"making a run folder under {root}"):
+        root.mkdir(parents=True, exist_ok=True)
+        folder = make_folder(root, name)
         point_latest(folder)
     return Run(folder, keep_seconds)
 
 
-def candidates(path: Path) -> Sequence[Path]:
-    return [path, *(path.with_name(f"{path.name}-{number}") for number in range(2, 1000))]
+def refuse_name(root: Path, name: str | None) -> None:
+    """Raises RunError for a name that no new run under `root` can have; None means that the time will be its name."""
+    if name is None:
+        return
+    if name == LATEST or not re.fullmatch(r"\w[\w.-]*", name):
+        raise RunError(f"a run's name is a plain word other than {LATEST!r}, such as first-try, not {name!r}")
+    if (root / name).exists():
+        raise RunError(f"{root / name} exists already: choose another name, or go on with it by --resume {name}")
+
+
+def make_folder(root: Path, name: str | None) -> Path:
+    if name is not None:
+        (root / name).mkdir()
+        return root / name
+    time, number = datetime.now(UTC).strftime("%Y%m%d-%H%M%S"), 1
+    while True:
+        folder = root / (time if number == 1 else f"{time}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:  # another run began in the same second
+            number += 1
+        else:
+            return folder
 
 
 def point_latest(folder: Path) -> None:
@@ -112,10 +139,12 @@ def point_latest(folder: Path) -> None:
 
 
 def open_run(path: Path, *, keep_seconds: bool = True) -> Run:
-    """An existing run. Raises RunError where there is none."""
-    folder = path.resolve()
+    """An existing run; a link such as runs/latest is followed. Raises RunError where there is none."""
+    folder = path.parent / path.readlink() if path.is_symlink() else path
     if not (folder / MANIFEST).is_file():
-        raise RunError(f"{path} is not a run folder: it has no {MANIFEST}; `art-mcp train` makes runs under runs/")
+        here = sorted(one.parent.name for one in path.parent.glob(f"*/{MANIFEST}") if not one.parent.is_symlink())
+        hint = f"there are {', '.join(here)}" if here else "`art-mcp train` makes runs under runs/"
+        raise RunError(f"no run at {path} (a folder with a {MANIFEST}): {hint}")
     return Run(folder, keep_seconds)
 
 

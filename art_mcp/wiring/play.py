@@ -37,7 +37,7 @@ async def play_one(setting: Setting, *, split: str, number: int, temperature: fl
     from art_mcp.sampling.tokenizer import BackendTokenizer
 
     async with open_stage(setting) as stage:
-        scenarios = stage.environment.scenarios(split)
+        scenarios = stage.environment.split(split)
         if number >= len(scenarios):
             raise EnvironmentLoadError(
                 f"split {split!r} has {len(scenarios)} scenarios: --number is at most {len(scenarios) - 1}"
@@ -84,7 +84,7 @@ async def check(setting: Setting, *, split: str, n: int) -> tuple[str, Verdict]:
     dialect = load_dialect(spec)
     async with open_tools(environment.servers, config=setting.config, only=environment.tools) as toolbox:
         messages: list[Message] = [{"role": "system", "content": environment.system}] if environment.system else []
-        messages.append({"role": "user", "content": environment.scenarios(split)[0].prompt})
+        messages.append({"role": "user", "content": environment.split(split)[0].prompt})
         shared, rest = dialect.opening(messages, toolbox.tools)
         opening = BackendTokenizer(load_tokenizer(model_source(spec.source))).decode([*shared, *rest])
         verdict = await check_environment(environment, dialect=dialect, toolbox=toolbox, play=ScriptedSampler, split=split, n=n)

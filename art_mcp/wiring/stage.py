@@ -12,7 +12,7 @@ from art_mcp.environment import Environment, load_environment
 from art_mcp.errors import RunError
 from art_mcp.model import TrainableModel
 from art_mcp.ports import Progress, Toolbox
-from art_mcp.store.run import Run, open_run
+from art_mcp.store.run import MANIFEST, Run, open_run
 from art_mcp.types import LoraSpec, ModelSpec
 
 if TYPE_CHECKING:
@@ -56,11 +56,23 @@ def model_spec(setting: Setting, *, resume: bool = False) -> ModelSpec:
 
 def find_model(text: str) -> str:
     """The folder or hub id that `text` stands for. Raises RunError for a run without (that) checkpoint."""
-    name, _, step = text.partition("@")
-    for folder in (Path(name), RUNS / name):
-        if (folder / "manifest.json").is_file():
-            return str(checkpoint_of(open_run(folder), step))
+    name, at, step = text.partition("@")
+    folder = None if text == "tiny" else run_folder(name)
+    if folder is not None:
+        return str(checkpoint_of(open_run(folder), step))
+    if not Path(text).exists() and (at or Path(text).parent == RUNS):  # no hub id looks like this
+        open_run(RUNS / Path(name).name)
     return text
+
+
+def run_folder(text: str) -> Path | None:
+    """The run folder at this path, or of this name under runs/."""
+    return next((folder for folder in (Path(text), RUNS / text) if (folder / MANIFEST).is_file()), None)
+
+
+def find_run(text: str) -> Run:
+    """The run that a path, or a name under runs/, stands for. Raises RunError, naming the runs there are."""
+    return open_run(run_folder(text) or RUNS / Path(text).name)
 
 
 def checkpoint_of(run: Run, step: str) -> Path:
@@ -74,12 +86,14 @@ def checkpoint_of(run: Run, step: str) -> Path:
 
 @asynccontextmanager
 async def open_stage(setting: Setting, *, resume_from: str | None = None) -> AsyncGenerator[Stage]:
-    """Opens the environment's servers and loads the model; everything is closed when the block ends."""
+    """Opens the environment's servers and loads the model (with its optimizer, where it resumes from a checkpoint);
+    everything is closed when the block ends."""
+    environment = load_environment(setting.environment, **setting.options)
+    spec = model_spec(replace(setting, model=resume_from or setting.model), resume=resume_from is not None)
+    # slow imports: only now, so that a wrong name is told at once
     from art_mcp.local.backend import LocalBackend
     from art_mcp.tools import open_tools
 
-    environment = load_environment(setting.environment, **setting.options)
-    spec = model_spec(setting) if resume_from is None else replace(model_spec(setting), source=resume_from, resume=True)
     model = TrainableModel(name="policy", spec=spec)
     async with (
         LocalBackend(in_process=setting.in_process, deterministic=setting.deterministic) as backend,
@@ -89,19 +103,15 @@ async def open_stage(setting: Setting, *, resume_from: str | None = None) -> Asy
         yield Stage(environment, toolbox, model, backend)
 
 
-def find_run(text: str) -> Run:
-    """The run that a path, or a name under runs/, stands for."""
-    return open_run(Path(text) if Path(text).exists() else RUNS / text)
-
-
 async def evaluate_stage(
     stage: Stage, *, split: str, n: int, temperature: float, seed: int, stream: Any, label: str = "evaluating"
 ) -> Evaluation:
-    """Plays `n` scenarios of `split` once each, with progress on `stream`."""
-    from art_mcp.agent.evaluate import evaluate
+    """Plays `n` scenarios of `split` once each (all there are, where there are fewer), with progress on `stream`."""
+    from art_mcp.agent.evaluate import balanced, evaluate
     from art_mcp.observe.console import ConsoleProgress
 
-    with ConsoleProgress(stream, total=n, label=label) as console:
+    count = len(balanced(stage.environment.split(split), n))
+    with ConsoleProgress(stream, rollouts=count, label=label) as console:
         progress: Progress = console
         return await evaluate(
             stage.model,

@@ -5,17 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+import anyio
+
 from art_mcp.agent.loop import Plan, train_loop
+from art_mcp.errors import RunError, boundary
 from art_mcp.ports import Recorder
-from art_mcp.store.run import Run, new_run
+from art_mcp.store.run import Run, new_run, refuse_name
 from art_mcp.types import TrainConfig, TrajectoryGroup
-from art_mcp.wiring.stage import RUNS, Setting, Stage, checkpoint_of, evaluate_stage, find_run, open_stage
+from art_mcp.wiring.stage import RUNS, Setting, Stage, evaluate_stage, find_run, open_stage
 
 if TYPE_CHECKING:
     from art_mcp.observe.console import ConsoleProgress
@@ -51,64 +55,91 @@ class Both:
 
 
 async def train(training: Training, *, name: str | None, stream: Any) -> dict[str, Any]:
-    """A new run from before to after. Returns the report that the command prints; the run folder holds it too."""
-    run = new_run(RUNS, name, keep_seconds=not training.setting.deterministic)
-    run.describe({"training": asdict(training), "status": "running"})
-    return await carry_out(training, run, stream=stream, resume_from=None)
+    """A new run from before to after. Returns the report that the command prints; the run folder holds it too. The folder is
+    made once everything is open, so that a mistake leaves none behind."""
+    refuse_name(RUNS, name)
+    clock = Clock()
+    async with open_stage(training.setting) as stage:
+        run = new_run(RUNS, name, keep_seconds=not training.setting.deterministic)
+        run.describe(describe_stage(stage))
+        return await carry_out(training, run, stage=stage, clock=clock, stream=stream)
 
 
 async def resume(folder: str, *, plan: Mapping[str, Any], stream: Any) -> dict[str, Any]:
-    """Goes on with a run from its last checkpoint; `plan` overrides (steps, seconds) what it was asked for before."""
+    """Goes on with a run from its last checkpoint, or from its start where it has none yet. `plan` (steps, seconds), unless it
+    is empty, takes the place of what the run was asked for."""
     run = find_run(folder)
-    training = read_training(run.manifest)
-    training = replace(training, plan=replace(training.plan, **plan))
+    training = read_training(run)
+    if plan:
+        training = replace(training, plan=replace(training.plan, **{"steps": None, "seconds": None, **plan}))
     run = replace(run, keep_seconds=not training.setting.deterministic)
-    checkpoint = checkpoint_of(run, "")
-    run.rewind(run.checkpoints()[-1])
-    run.describe({"training": asdict(training), "status": "running"})
-    return await carry_out(training, run, stream=stream, resume_from=str(checkpoint))
-
-
-def read_training(manifest: Mapping[str, Any]) -> Training:
-    values: dict[str, Any] = dict(manifest["training"])
-    config: dict[str, Any] = dict(values["config"])
-    bounds = config["sequence_ratio_bounds"]
-    config["sequence_ratio_bounds"] = tuple(bounds) if bounds else None
-    values |= {"setting": Setting(**values["setting"]), "plan": Plan(**values["plan"]), "config": TrainConfig(**config)}
-    return Training(**values)
-
-
-async def carry_out(training: Training, run: Run, *, stream: Any, resume_from: str | None) -> dict[str, Any]:
     clock = Clock()
-    async with open_stage(training.setting, resume_from=resume_from) as stage:
-        clock.lap("start")
-        run.describe(describe_stage(stage))
-        manifest = run.manifest
-        before = manifest.get("before") or await measure(stage, training, stream=stream, label="before training")
+    last = run.checkpoints()[-1:]
+    async with open_stage(training.setting, resume_from=str(run.checkpoint(last[0])) if last else None) as stage:
+        run.rewind(last[0] if last else 0)
+        resumed = {"step": last[0] if last else 0, **describe_stage(stage)}
+        run.describe({"resumed": [*run.manifest.get("resumed", []), resumed]})
+        return await carry_out(training, run, stage=stage, clock=clock, stream=stream)
+
+
+def read_training(run: Run) -> Training:
+    """What a run was asked for. Raises RunError where its manifest is not of this version."""
+    with boundary(RunError, f"{run.folder}: its manifest is not one that can be resumed", KeyError, TypeError, ValueError):
+        values: dict[str, Any] = dict(run.manifest["training"])
+        config: dict[str, Any] = dict(values["config"])
+        bounds = config["sequence_ratio_bounds"]
+        config["sequence_ratio_bounds"] = tuple(bounds) if bounds else None
+        values |= {"setting": Setting(**values["setting"]), "plan": Plan(**values["plan"]), "config": TrainConfig(**config)}
+        return Training(**values)
+
+
+async def carry_out(training: Training, run: Run, *, stage: Stage, clock: Clock, stream: Any) -> dict[str, Any]:
+    """The run on an open stage, recorded from here on, however it ends."""
+    clock.lap("start")
+    run.describe({"training": asdict(training)})
+    with status_kept(run, stream):
+        before = run.manifest.get("before") or await measure(stage, training, stream=stream, label="before training")
         clock.lap("evaluate_before")
         run.describe({"before": before})
-        spent = float((run.read_metrics() or [{}])[-1].get("seconds_total", 0.0)) if resume_from else 0.0
-        trained = await train_stage(stage, training, run, stream=stream, spent=spent)
+        trained = await train_stage(stage, training, run, stream=stream)
         clock.lap("train")
         after = await measure(stage, training, stream=stream, label="after training")
         clock.lap("evaluate_after")
         step = await stage.model.get_step()
-    finish(run, training)
-    report = {"run": str(run.folder), "steps": step, "train_seconds": trained, "before": before, "after": after}
-    run.describe({"after": after, "seconds": clock.laps, "train_seconds": trained, "steps": step, "status": "finished"})
-    return report
+        finish(run, training)
+        run.describe({"after": after, "seconds": clock.laps, "train_seconds": trained, "steps": step})
+    return {"run": str(run.folder), "steps": step, "train_seconds": trained, "before": before, "after": after}
 
 
-async def train_stage(stage: Stage, training: Training, run: Run, *, stream: Any, spent: float) -> float:
+@contextmanager
+def status_kept(run: Run, stream: Any) -> Generator[None]:
+    """Keeps the manifest's status: running, then finished, failed, or stopped; then `stream` is told how the run goes on."""
+    run.describe({"status": "running"})
+    status = "failed"
+    try:
+        yield
+        status = "finished"
+    except (anyio.get_cancelled_exc_class(), KeyboardInterrupt):
+        status = "stopped"
+        step = (run.checkpoints() or [0])[-1]
+        stream.write(f"stopped after {step} steps; to go on: art-mcp train --resume {run.folder}\n")
+        raise
+    finally:
+        run.describe({"status": status})
+
+
+async def train_stage(stage: Stage, training: Training, run: Run, *, stream: Any) -> float:
+    """Trains; returns the seconds spent on it, those before a resume included."""
     from art_mcp.observe.console import ConsoleProgress
 
     async def save(step: int) -> None:
         await stage.backend.save(stage.model, str(run.checkpoint(step)))
         run.prune(training.keep)
 
-    plan = training.plan
-    seconds = None if plan.seconds is None else max(0.0, plan.seconds - spent)
-    with ConsoleProgress(stream, total=plan.steps, seconds=seconds, label="training") as console:
+    plan, first = training.plan, await stage.model.get_step()
+    spent = float(run.read_metrics()[-1]["seconds_total"]) if first else 0.0
+    left = None if plan.seconds is None else max(0.0, plan.seconds - spent)
+    with ConsoleProgress(stream, label="training", first=first, steps=plan.steps, seconds=left) as console:
         recorder: Recorder = Both(run, console)
         return await train_loop(
             stage.model,
@@ -150,12 +181,16 @@ async def measure(stage: Stage, training: Training, *, stream: Any, label: str) 
 
 def describe_stage(stage: Stage) -> dict[str, Any]:
     """What a manifest says of the parts: versions, the model really loaded, hashes of what the model is shown."""
+    from art_mcp.local.models import load_tokenizer, model_source, template_source
+
+    template = template_source(load_tokenizer(model_source(stage.model.spec.source)))
     tools = [tool.schema() for tool in stage.toolbox.tools]
     shared, rest = stage.model.dialect().opening([{"role": "user", "content": ""}], stage.toolbox.tools)
     return {
         "versions": {"python": platform.python_version(), **{name: installed(name) for name in RECORDED}},
         "machine": {"platform": platform.platform(), "processor": platform.processor()},
         "model": stage.backend.facts(stage.model),
+        "template_sha256": digest(template),
         "tools": [tool.name for tool in stage.toolbox.tools],
         "tool_schema_sha256": digest(json.dumps(tools, sort_keys=True)),
         "opening_sha256": digest(json.dumps([*shared, *rest])),
@@ -174,7 +209,7 @@ def digest(text: str) -> str:
 
 
 class Clock:
-    """Seconds of each phase."""
+    """Seconds of each phase, since it was made."""
 
     def __init__(self) -> None:
         self._last = monotonic()

@@ -1,0 +1,43 @@
+"""Attention over each row's own keys and one shared prefix, and rotary positions: pure functions of tensors."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def rotary_table(inverse_frequencies: Tensor, positions: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (positions, width) of rotary position embedding (Su et al. 2021, arXiv:2104.09864)."""
+    angles = torch.outer(torch.arange(positions).float(), inverse_frequencies.float())
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(states: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    first, second = states.chunk(2, dim=-1)
+    return states * rotation[0] + torch.cat((-second, first), dim=-1) * rotation[1]
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, *, shared: tuple[Tensor, Tensor] | None, mask: Tensor) -> Tensor:
+    """Attention of (rows, query heads, new, width) over each row's own keys and, unexpanded, over the shared prefix.
+
+    One softmax spans both parts, so the result equals attention over the concatenation.
+    """
+    rows, query_heads, new, width = query.shape
+    heads = keys.shape[1]
+    groups = query_heads // heads
+    query = (query * (1.0 / math.sqrt(width))).reshape(rows, heads, groups * new, width)
+    own = (query @ keys.transpose(-1, -2)).view(rows, heads, groups, new, -1) + mask
+    if shared is None:
+        mixed = torch.softmax(own, dim=-1).view(rows, heads, groups * new, -1) @ values
+        return mixed.view(rows, query_heads, new, width)
+    prefix_keys, prefix_values = shared[0][0], shared[1][0]
+    length = prefix_keys.shape[1]
+    flat = query.transpose(0, 1).reshape(heads, rows * groups * new, width)
+    far = (flat @ prefix_keys.transpose(-1, -2)).view(heads, rows, groups, new, length).transpose(0, 1)
+    weights = torch.softmax(torch.cat((far, own), dim=-1), dim=-1)
+    near = weights[..., length:].reshape(rows, heads, groups * new, -1) @ values
+    away = weights[..., :length].transpose(0, 1).reshape(heads, rows * groups * new, length) @ prefix_values
+    return (near + away.view(heads, rows, groups * new, width).transpose(0, 1)).reshape(rows, query_heads, new, width)
