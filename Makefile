@@ -13,10 +13,15 @@ SECONDS_OF_TRAINING ?= 165
 # trl supplies chat templates for the tests and nothing else, so what it depends on stays away.
 TEMPLATES := trl==1.16.0
 
-# One line for each large download instead of pip's pages; its errors and warnings go to stderr as they are.
+# Of pip's pages, one line for each large download and every error; the rest is in the log.
+LOG := $(VENV)/install.log
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar off -c constraints.txt
-BRIEF := awk '/(Downloading|Using cached) .*\([0-9.]+ [MG]B\)/ || /^Processing .*\.whl/ { n = split($$2, p, "/"); print "  " p[n], $$3, $$4; fflush() } \
-	/^Installing collected/ { print "  unpacking"; fflush() }'
+BRIEF := 2>&1 | tee -a $(LOG) | awk ' \
+	/^ *(Downloading|Using cached) .*[MG]B\)/ { size = substr($$(NF - 1), 2) + 0; \
+		if (size >= 5 || $$NF == "GB)") { split($$(NF - 2), part, "-"); print "  " part[1], part[2], $$(NF - 1), $$NF; fflush() } } \
+	/^Installing collected/ { print "  unpacking", split($$0, part, ","), "packages"; fflush() } \
+	/^ *ERROR/ { print > "/dev/stderr"; failed = 1 } \
+	END { if (failed) print "  the whole log: $(LOG)" > "/dev/stderr" }'
 
 help:
 	@echo "make train    train the tiny policy on the calculator in this terminal, and show what it gained (about 5 minutes)"
@@ -27,6 +32,7 @@ help:
 	@echo "make clean    remove $(VENV), caches and builds; runs/ stays"
 
 venv: $(VENV)/.dev
+	@echo "$(VENV) is ready"
 
 train: $(VENV)/.local
 	@$(BIN)/art-mcp train calculator --seconds $(SECONDS_OF_TRAINING)
@@ -57,11 +63,11 @@ $(VENV)/.made:
 
 $(VENV)/.local: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "Installing art_mcp with torch and transformers into $(VENV): once, some minutes"
-	@$(PIP) -e '.[local]' | $(BRIEF)
+	@$(PIP) -e '.[local]' $(BRIEF)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.local
 	@echo "Installing what development needs"
-	@$(PIP) -e '.[local,dev]' | $(BRIEF)
-	@$(PIP) --no-deps $(TEMPLATES) | $(BRIEF)
+	@$(PIP) -e '.[local,dev]' $(BRIEF)
+	@$(PIP) --no-deps $(TEMPLATES) $(BRIEF)
 	@touch $@

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 
+from art_mcp.errors import TrainError
 from art_mcp.types import TrainConfig, TrajectoryGroup
 
 TIE = 1e-6
@@ -32,8 +33,21 @@ def advantages(rewards: Sequence[float], *, leave_one_out: bool = False, scale: 
 
 
 def rewards_by_rollout(group: TrajectoryGroup) -> dict[str, float]:
-    """One reward a rollout: the branches of a conversation share theirs, so they count once in the mean."""
-    return {scored.trajectory.rollout_id: scored.reward for scored in group.trajectories}
+    """One reward a rollout: the branches of a conversation share theirs, so they count once in the mean.
+
+    Raises TrainError for a reward that is no finite number, and for branches of one rollout whose rewards differ.
+    """
+    rewards: dict[str, float] = {}
+    for scored in group.trajectories:
+        name, reward = scored.trajectory.rollout_id, scored.reward
+        if not math.isfinite(reward):
+            raise TrainError(f"the reward of rollout {name!r} is {reward}: rewards must be finite numbers")
+        if rewards.setdefault(name, reward) != reward:
+            raise TrainError(
+                f"rollout {name!r} has the rewards {rewards[name]} and {reward}: branches of one rollout share one reward, "
+                "and different rollouts need different ids"
+            )
+    return rewards
 
 
 def group_advantages(groups: Sequence[TrajectoryGroup], config: TrainConfig, *, step: int) -> list[dict[str, float]]:

@@ -8,9 +8,11 @@ import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from art_mcp.errors import RunError, boundary
 from art_mcp.local.torch_trainer import TorchTrainer
@@ -20,26 +22,32 @@ OPTIMIZER_FILE, STATE_FILE = "optimizer.pt", "trainer.json"
 
 @contextmanager
 def written_aside(folder: Path) -> Generator[Path]:
-    """A folder beside `folder` to write into; it takes its place, complete and synced, when the block ends well."""
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
+    """A folder beside `folder` to write into; it takes its place, complete and synced, when the block ends well.
+
+    At no moment is there half a checkpoint under the name `folder`; what an earlier process left half written is removed.
+    """
+    for left in folder.parent.glob(f".{folder.name}.*.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
+    aside, replaced = (folder.with_name(f".{folder.name}.{os.getpid()}.{what}.tmp") for what in ("new", "old"))
     try:
-        with boundary(RunError, f"writing {folder}", OSError, RuntimeError):
+        with boundary(RunError, f"writing {folder}", OSError, RuntimeError, SafetensorError):
             aside.mkdir(parents=True)
             yield aside
             sync(aside)
             if folder.exists():
-                shutil.rmtree(folder)
+                folder.rename(replaced)
             aside.rename(folder)
             sync(folder.parent)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        if replaced.exists() and not folder.exists():
+            replaced.rename(folder)
+        for left in (aside, replaced):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def sync(folder: Path) -> None:
-    for path in [*folder.iterdir(), folder]:
-        if path.is_dir() and path != folder:
-            continue
+    """Flushes a folder and the files that stand in it to the disk."""
+    for path in [folder, *(path for path in folder.iterdir() if path.is_file())]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -59,7 +67,7 @@ def save_checkpoint(folder: Path, *, trainer: TorchTrainer, tokenizer: Any, step
 
 def load_checkpoint(folder: Path, trainer: TorchTrainer) -> int:
     """Restores optimizer and RNG beside weights that were loaded from `folder`; returns the step."""
-    with boundary(RunError, f"resuming from {folder}", OSError, ValueError, KeyError):
+    with boundary(RunError, f"resuming from {folder}", OSError, ValueError, KeyError, RuntimeError, EOFError, UnpicklingError):
         state = torch.load(folder / OPTIMIZER_FILE, weights_only=True)
         trainer.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])

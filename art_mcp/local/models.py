@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from art_mcp.core.bridging import check_bridgeable
 from art_mcp.core.dialect import TemplateDialect
@@ -22,6 +23,11 @@ from art_mcp.sampling.tokenizer import BackendTokenizer
 from art_mcp.types import LoraSpec, ModelSpec
 
 TINY = Path(__file__).resolve().parent.parent / "tiny_policy"
+
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+
+UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+"""What reading a model's files raises when they are missing, cut short or not each other's."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -45,20 +51,31 @@ def load_model(spec: ModelSpec) -> Loaded:
 
     Raises ModelError, naming what is missing, when the folder or the hub id does not hold a causal language model.
     """
-    from transformers import AutoModelForCausalLM
-
     source = model_source(spec.source)
     tokenizer = load_tokenizer(source)
     adapter = Path(source) / "adapter_config.json"
-    with boundary(ModelError, f"loading {spec.source}", OSError, ValueError, KeyError):
+    with boundary(ModelError, f"loading {spec.source}", *UNREADABLE):
         base = base_of(adapter) if adapter.is_file() else source
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=DTYPES[spec.dtype])
-    model.eval()
-    if adapter.is_file():
-        model = load_adapter(model, source)
-    elif spec.lora is not None:
-        model = add_lora(model, spec.lora, seed=spec.seed)
-    return Loaded(model, tokenizer, describe_model(model, spec, base=base))
+        model = load_weights(base, DTYPES[spec.dtype])
+        if adapter.is_file():
+            model = load_adapter(model, source)
+        elif spec.lora is not None:
+            model = add_lora(model, spec.lora, seed=spec.seed)
+    return Loaded(model.eval(), tokenizer, describe_model(model, spec, base=base))
+
+
+def load_weights(source: str, dtype: torch.dtype) -> Any:
+    """The model with every one of its weights: transformers would draw at random those that the files lack."""
+    from transformers import AutoModelForCausalLM
+
+    loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
+    model, report = loaded
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{source} lacks {len(missing)} of its weights, {missing[0]} first: its config.json is another model's"
+        )
+    return model
 
 
 def load_dialect(spec: ModelSpec) -> TemplateDialect:
@@ -78,28 +95,35 @@ def load_tokenizer(source: str) -> Any:
     has of its own: with transformers 5.23 a "qwen2" loses its pre-tokenizer.)"""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    check_folder(source)
-    with boundary(ModelError, f"loading the tokenizer of {source}", OSError, ValueError, KeyError):
-        kind = (
-            AutoTokenizer
-            if Path(source).is_dir() and not (Path(source) / "tokenizer.json").is_file()
-            else PreTrainedTokenizerFast
-        )
-        return kind.from_pretrained(source)
+    check_source(source)
+    sentencepiece = Path(source).is_dir() and not (Path(source) / "tokenizer.json").is_file()
+    with boundary(ModelError, f"loading the tokenizer of {source}", *UNREADABLE):
+        tokenizer = (AutoTokenizer if sentencepiece else PreTrainedTokenizerFast).from_pretrained(source)
+    if not tokenizer.is_fast:
+        raise ModelError(f"{source} has no fast tokenizer: put a tokenizer.json there")
+    return tokenizer
 
 
-def check_folder(source: str) -> None:
+def check_source(source: str) -> None:
     folder = Path(source)
     if not folder.is_dir():
         if folder.is_absolute() or source.startswith(("./", "../", "~")):
             raise ModelError(f"no model folder at {source}")
+        check_hub(source)
         return
     if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
         raise ModelError(f"{source} is not a model folder: it has no config.json")
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         raise ModelError(f"{source} has no weights: put *.safetensors there, or name another model")
-    if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
+    if not any((folder / name).is_file() for name in VOCABULARIES):
         raise ModelError(f"{source} has no tokenizer: put tokenizer.json there")
+
+
+def check_hub(source: str) -> None:
+    from transformers.utils.hub import cached_file
+
+    with boundary(ModelError, f"no folder {source} here, and no such model on the hub", OSError, ValueError):
+        cached_file(source, "config.json")
 
 
 def base_of(adapter: Path) -> str:
@@ -144,17 +168,18 @@ def add_lora(model: Any, lora: LoraSpec, *, seed: int) -> Any:
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return get_peft_model(model, config).eval()
+        return get_peft_model(model, config)
 
 
 def load_adapter(model: Any, folder: str) -> Any:
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, folder, is_trainable=True).eval()
+    return PeftModel.from_pretrained(model, folder, is_trainable=True)
 
 
 def context_of(model: Any) -> int:
-    return int(getattr(model.config, "max_position_embeddings", 32768))
+    """The most tokens that the model was made for; 32768 where its configuration does not say."""
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", 32768))
 
 
 def describe_model(model: Any, spec: ModelSpec, *, base: str) -> dict[str, Any]:
@@ -166,9 +191,14 @@ def describe_model(model: Any, spec: ModelSpec, *, base: str) -> dict[str, Any]:
         "trainable_parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         "dtype": spec.dtype,
         "quantization": None if quantization is None else str(quantization),
-        "lora": None if spec.lora is None else {"rank": spec.lora.rank, "alpha": spec.lora.alpha},
+        "lora": adapters_of(model),
         "weights_sha256": hash_weights(base),
     }
+
+
+def adapters_of(model: Any) -> dict[str, int] | None:
+    config = getattr(model, "peft_config", {}).get("default")
+    return None if config is None else {"rank": config.r, "alpha": config.lora_alpha}
 
 
 def hash_weights(base: str) -> str | None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -37,8 +39,13 @@ class RemoteWorker:
     def __init__(self, name: str, spec: ModelSpec, settings: Settings) -> None:
         command = launch_command(sys.executable, ["-m", "art_mcp.local.remote"])
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        # in a session of its own: Ctrl-C reaches us alone, and the child lives until its checkpoint is written
         self._process = subprocess.Popen(
-            [command[0], *command[1]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+            [command[0], *command[1]],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
         )
         self._futures: dict[int, Future[dict[str, Any]]] = {}
         self._numbers = count()
@@ -47,7 +54,11 @@ class RemoteWorker:
         self._ended = ""
         for work in (self._write, self._read):
             threading.Thread(target=work, name="art-mcp-worker-pipe", daemon=True).start()
-        started = self._send("start", name=name, spec=asdict(spec), settings=asdict(settings)).result()
+        try:
+            started = self._send("start", name=name, spec=asdict(spec), settings=asdict(settings))[1].result()
+        except BaseException:
+            self._outbox.put(None)
+            raise
         self.facts: dict[str, Any] = started["facts"]
         self.context_length: int = started["context_length"]
         self.step: int = started["step"]
@@ -60,8 +71,8 @@ class RemoteWorker:
     async def sample(
         self, token_ids: Sequence[int], *, params: SamplingParams, stop: frozenset[int], shared: int = 0
     ) -> Completion:
-        future = self._send("sample", tokens=list(token_ids), params=asdict(params), stop=sorted(stop), shared=shared)
-        reply = await asyncio.wrap_future(future)
+        values = {"tokens": list(token_ids), "params": asdict(params), "stop": sorted(stop), "shared": shared}
+        reply = await self._ask("sample", **values)
         return Completion(Span(tuple(reply["tokens"]), tuple(reply["logprobs"]), reply["step"]), reply["stopped"])
 
     async def train(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
@@ -82,27 +93,33 @@ class RemoteWorker:
             await asyncio.to_thread(self._process.wait)
 
     async def _ask(self, operation: str, **values: Any) -> dict[str, Any]:
-        return await asyncio.wrap_future(self._send(operation, **values))
+        number, future = self._send(operation, **values)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            self._post(number, "cancel")
+            raise
 
-    def _send(self, operation: str, **values: Any) -> Future[dict[str, Any]]:
+    def _send(self, operation: str, **values: Any) -> tuple[int, Future[dict[str, Any]]]:
         future: Future[dict[str, Any]] = Future()
         with self._lock:
             if self._ended:
                 raise EngineError(self._ended)
             number = next(self._numbers)
             self._futures[number] = future
+        self._post(number, operation, **values)
+        return number, future
+
+    def _post(self, number: int, operation: str, **values: Any) -> None:
         self._outbox.put(json.dumps({"id": number, "do": operation, **values}).encode() + b"\n")
-        return future
 
     def _write(self) -> None:
         assert self._process.stdin is not None
-        with self._process.stdin as pipe:
+        # a broken pipe: the reading side tells every caller that the child has ended
+        with suppress(BrokenPipeError), self._process.stdin as pipe:
             while (line := self._outbox.get()) is not None:
-                try:
-                    pipe.write(line)
-                    pipe.flush()
-                except BrokenPipeError:  # the reading side tells every caller that the child has ended
-                    return
+                pipe.write(line)
+                pipe.flush()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -118,12 +135,16 @@ class RemoteWorker:
                     future.set_result(reply)
         code = self._process.wait()
         with self._lock:
-            self._ended = f"the worker process of {os.getpid()} has ended (exit code {code}); its last words are above"
+            self._ended = f"the worker process {self._process.pid} has ended ({ending(code)})"
             waiting = list(self._futures.values())
             self._futures.clear()
         for future in waiting:
             if future.set_running_or_notify_cancel():
                 future.set_exception(EngineError(self._ended))
+
+
+def ending(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
 
 
 def rebuilt(kind: str, message: str) -> Exception:
@@ -147,6 +168,7 @@ class Child:
     def __init__(self, output: Any) -> None:
         self._output = output
         self._worker: Worker | None = None
+        self._running: dict[int, asyncio.Task[None]] = {}
 
     async def serve(self) -> None:
         reader = asyncio.StreamReader(limit=2**30)
@@ -154,17 +176,28 @@ class Child:
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
         async with asyncio.TaskGroup() as tasks:
             while line := await reader.readline():
-                tasks.create_task(self._answer(json.loads(line)))
-        if self._worker is not None:
-            await self._worker.close()
+                message = json.loads(line)
+                if message["do"] == "cancel":
+                    self._cancel(message["id"])
+                else:
+                    self._running[message["id"]] = tasks.create_task(self._answer(message))
+            if self._worker is not None:
+                await self._worker.close()
+
+    def _cancel(self, number: int) -> None:
+        if number in self._running:
+            self._running[number].cancel()
 
     async def _answer(self, message: dict[str, Any]) -> None:
+        reply: dict[str, Any] = {"error": "EngineError", "message": "the request was cancelled"}
         try:
             reply = await getattr(self, message["do"])(message)
         except Exception as error:  # noqa: BLE001  handed on to the parent, which raises it there
             reply = {"error": type(error).__name__, "message": describe(error)}
-        self._output.write(json.dumps({"id": message["id"], **reply}).encode() + b"\n")
-        self._output.flush()
+        finally:
+            del self._running[message["id"]]
+            self._output.write(json.dumps({"id": message["id"], **reply}).encode() + b"\n")
+            self._output.flush()
 
     @property
     def worker(self) -> Worker:

@@ -42,17 +42,17 @@ class TorchTrainer:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self._decoder = make_decoder(model)
+        self.decoder = make_decoder(model)
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._dtype: torch.dtype = next(model.parameters()).dtype
         self.optimizer = torch.optim.AdamW(self._parameters, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0)
+        self._adapters = hasattr(model, "peft_config")
         self._reference: Decoder | None = None
 
     def default_learning_rate(self) -> float:
         """1e-4 for LoRA and for models under 10 M parameters, 1e-5 for the full weights of larger ones."""
-        lora = hasattr(self.model, "peft_config")
         small = sum(parameter.numel() for parameter in self.model.parameters()) < LARGE_MODEL
-        return 1e-4 if lora or small else 1e-5
+        return 1e-4 if self._adapters or small else 1e-5
 
     def step(self, samples: Sequence[Sample], config: TrainConfig, *, step: int) -> dict[str, float]:
         """One optimizer step over the whole batch; `step` counts from 0 and drives the warm-up.
@@ -62,19 +62,23 @@ class TorchTrainer:
         """
         if any(sample.logprobs is None for sample in samples):
             raise TrainError("a demonstration has no sampled log probabilities: use the supervised start for it")
-        weights = loss.token_weights([sum(s.trainable) for s in samples], config, constant=CONSTANT_LENGTH)
-        used = [(s, w) for s, w in zip(samples, weights, strict=True) if s.advantage or config.kl_beta]
+        self._begin(samples)
+        used = self._weighted(samples, config)
         metrics = {"samples": float(len(samples)), "samples_with_signal": float(sum(s.advantage != 0 for s in samples))}
         metrics["trainable_tokens"] = float(sum(sum(sample.trainable) for sample in samples))
         if not any(sample.advantage for sample, _ in used):
             return {**metrics, "loss": 0.0, "gradient_norm": 0.0}
+        self._check_reference(config)
         figures = self._accumulate(used, config)
         norm = self._update(config, step)
         return {**metrics, **figures, "gradient_norm": norm, "learning_rate": float(self.optimizer.param_groups[0]["lr"])}
 
     def imitate(self, samples: Sequence[Sample], config: TrainConfig, *, step: int) -> dict[str, float]:
         """One supervised step: mean negative log likelihood of the trainable tokens of demonstrations."""
+        self._begin(samples)
         total = sum(sum(sample.trainable) for sample in samples)
+        if not total:
+            raise TrainError("demonstrations without a token to learn teach nothing")
         prefix = common_prefix(samples) if config.share_prefix else 0
         summed = 0.0
         for chunk in micro_batches(samples, prefix, config.micro_batch_tokens):
@@ -90,7 +94,7 @@ class TorchTrainer:
 
         Samples with the same tokens (rollouts of one scenario often are) are computed once, and count as often as they occur.
         """
-        decoder = decoder or self._decoder
+        decoder = decoder or self.decoder
         places: dict[tuple[tuple[int, ...], tuple[bool, ...]], int] = {}
         row_of = torch.tensor([places.setdefault((s.token_ids, s.trainable), len(places)) for s in samples])
         tokens, trained, lengths = padded(list(places), prefix)
@@ -113,8 +117,23 @@ class TorchTrainer:
 
     def accumulate(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
         """Adds the gradient of the whole batch to the parameters without a step."""
+        return self._accumulate(self._weighted(samples, config), config)
+
+    def _begin(self, samples: Sequence[Sample]) -> None:
+        """Forgets the gradients of a step that failed half-way, and refuses what cannot be scored."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if any(sample.trainable[:1] == (True,) for sample in samples):
+            raise TrainError("the first token of a sample follows nothing, so it cannot be trained on: begin with a prompt")
+
+    def _weighted(self, samples: Sequence[Sample], config: TrainConfig) -> list[tuple[Sample, float]]:
+        """The samples that move the loss, each with the weight of its tokens, which all samples share in."""
         weights = loss.token_weights([sum(s.trainable) for s in samples], config, constant=CONSTANT_LENGTH)
-        return self._accumulate(list(zip(samples, weights, strict=True)), config)
+        pairs = zip(samples, weights, strict=True)
+        return [(s, weight) for s, weight in pairs if any(s.trainable) and (s.advantage or config.kl_beta)]
+
+    def _check_reference(self, config: TrainConfig) -> None:
+        if config.kl_beta and not self._adapters and self._reference is None and self.optimizer.state:
+            raise TrainError("kl_beta needs the weights from before the first step, which are gone: train LoRA, or start anew")
 
     def _accumulate(self, used: Sequence[tuple[Sample, float]], config: TrainConfig) -> dict[str, float]:
         prefix = common_prefix([sample for sample, _ in used]) if config.share_prefix else 0
@@ -123,10 +142,11 @@ class TorchTrainer:
         worst = 0.0
         for chunk in micro_batches([sample for sample, _ in used], prefix, config.micro_batch_tokens):
             scores = self.score(chunk, prefix=prefix, temperature=config.temperature)
-            sampled = torch.tensor([lp for s in chunk for lp, on in zip(s.logprobs or (), s.trainable, strict=True) if on])
-            advantages = torch.tensor([sample.advantage for sample in chunk], dtype=scores.log_probs.dtype)[scores.rows]
-            weights = torch.tensor([weight_of[id(sample)] for sample in chunk], dtype=scores.log_probs.dtype)[scores.rows]
-            sampled = sampled.to(scores.log_probs.dtype)
+            dtype = scores.log_probs.dtype
+            chances = [lp for s in chunk for lp, on in zip(s.logprobs or (), s.trainable, strict=True) if on]
+            sampled = torch.tensor(chances, dtype=dtype)
+            advantages = torch.tensor([sample.advantage for sample in chunk], dtype=dtype)[scores.rows]
+            weights = torch.tensor([weight_of[id(sample)] for sample in chunk], dtype=dtype)[scores.rows]
             losses, figures = loss.policy_loss(scores.log_probs, sampled, advantages, scores.rows, config)
             if config.kl_beta:
                 losses = losses + config.kl_beta * self._penalty(chunk, scores, prefix=prefix, config=config)
@@ -141,15 +161,14 @@ class TorchTrainer:
         return {"loss": summed, "mismatch_max": worst} | {name: value / count for name, value in totals.items()}
 
     def _penalty(self, chunk: Sequence[Sample], scores: Scores, *, prefix: int, config: TrainConfig) -> Tensor:
-        adapters = hasattr(self.model, "peft_config")
         if self._reference is None:
-            self._reference = self._decoder if adapters else make_decoder(copy.deepcopy(self.model))
-        with torch.no_grad(), self.model.disable_adapter() if adapters else nullcontext():
+            self._reference = self.decoder if self._adapters else make_decoder(copy.deepcopy(self.model))
+        with torch.no_grad(), self.model.disable_adapter() if self._adapters else nullcontext():
             reference = self.score(chunk, prefix=prefix, temperature=config.temperature, decoder=self._reference)
         return loss.kl_penalty(scores.log_probs, reference.log_probs)
 
     def _update(self, config: TrainConfig, step: int) -> float:
-        rate = config.learning_rate or self.default_learning_rate()
+        rate = self.default_learning_rate() if config.learning_rate is None else config.learning_rate
         for group in self.optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, config.max_grad_norm))

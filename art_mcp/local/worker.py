@@ -14,7 +14,6 @@ import torch
 from art_mcp.local.checkpoints import load_checkpoint, save_checkpoint
 from art_mcp.local.models import DTYPES, context_of, load_model
 from art_mcp.local.torch_trainer import TorchTrainer
-from art_mcp.sampling.decoder import make_decoder
 from art_mcp.sampling.transformers_engine import TransformersEngine
 from art_mcp.types import Completion, ModelSpec, Policy, Sample, SamplingParams, TrainConfig
 
@@ -40,7 +39,7 @@ class Worker:
         self._tokenizer = loaded.tokenizer
         self.step = load_checkpoint(Path(spec.source), self.trainer) if spec.resume else 0
         self.engine = TransformersEngine(
-            make_decoder(loaded.model),
+            self.trainer.decoder,
             policy=Policy(name, self.step),
             context_length=context_of(loaded.model),
             dtype=DTYPES[spec.dtype],

@@ -1,0 +1,79 @@
+"""The check of an environment: the reference solution and five lazy policies, over a tool server in this process."""
+
+import pytest
+
+from art_mcp.agent.check import check_environment
+from art_mcp.errors import EnvironmentLoadError, RewardError
+from art_mcp.sampling.scripted import ScriptedSampler
+from art_mcp.types import Scenario, ToolCall
+from tests.agent.players import desk_tools, dialect, environment
+
+pytestmark = pytest.mark.anyio
+
+SUMS = [Scenario(f"sum-{a}", f"What is {a} + 40?", facts={"a": a, "answer": str(a + 40)}) for a in range(1, 5)]
+LAZY = {"no tool", "constant answer", "copying numbers", "calling every tool", "empty turn"}
+
+
+def solution(scenario):
+    return [ToolCall("add", {"a": scenario.facts["a"], "b": 40})], scenario.facts["answer"]
+
+
+def correct(trajectory):
+    return float(trajectory.answer == trajectory.scenario.facts["answer"])
+
+
+async def check(*scenarios, n=20, **fields):
+    async with desk_tools() as toolbox:
+        place = environment(*(scenarios or SUMS), **{"solution": solution, "rewards": {"correct": correct}, **fields})
+        return await check_environment(place, dialect=dialect(), toolbox=toolbox, play=ScriptedSampler, n=n)
+
+
+async def test_a_sound_environment_puts_its_reference_solution_above_every_lazy_policy():
+    verdict = await check()
+    assert verdict.failures == ()
+    assert verdict.rewards.pop("reference solution") == 1.0
+    assert verdict.rewards.keys() == LAZY
+    # "42" is right for one of the four, by luck
+    assert verdict.rewards == dict.fromkeys(LAZY, 0.0) | {"constant answer": 0.25}
+    assert verdict.solved["reference solution"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("reward", "winner"),
+    [
+        (lambda trajectory: 1.0, "no tool"),
+        (lambda trajectory: float(trajectory.answer.isdigit()), "constant answer"),
+        (lambda trajectory: float(str(trajectory.scenario.facts["a"]) in trajectory.answer), "copying numbers"),
+        (lambda trajectory: float(len(trajectory.uses)), "calling every tool"),
+        (lambda trajectory: float(len(trajectory.answer) < 3), "empty turn"),
+    ],
+)
+async def test_a_reward_that_a_lazy_policy_wins_is_found_and_the_policy_named(reward, winner):
+    verdict = await check(rewards={"broken": reward})
+    assert any(failure.startswith(f"{winner} scores ") for failure in verdict.failures)
+
+
+async def test_a_reference_solution_that_does_not_solve_is_found():
+    verdict = await check(solution=lambda scenario: ([], "41"))
+    assert "the reference solution solves only 25% of the scenarios" in verdict.failures
+
+
+async def test_only_the_first_scenarios_are_played():
+    seen = set()
+
+    def watch(trajectory):
+        seen.add(trajectory.scenario.id)
+        return correct(trajectory)
+
+    await check(rewards={"watch": watch}, n=2)
+    assert seen == {"sum-1", "sum-2"}
+
+
+async def test_a_reward_that_fails_is_told_with_the_policy_and_the_scenario():
+    with pytest.raises(RewardError, match=r"reward 'number': ValueError: .*no tool was playing scenario 'sum-1'"):
+        await check(rewards={"number": lambda trajectory: float(int(trajectory.answer) == 41)})
+
+
+async def test_an_environment_without_a_reference_solution_cannot_be_checked():
+    with pytest.raises(EnvironmentLoadError, match="has no `solution`"):
+        await check(solution=None)

@@ -1,0 +1,223 @@
+"""The training loop on a policy that does as told: its order of work, its cursor, its stops."""
+
+import math
+from itertools import count
+
+import anyio
+import pytest
+
+from art_mcp.agent.loop import Plan, check_alive, pick, summarize, train_loop
+from art_mcp.errors import EnvironmentLoadError, TrainError
+from art_mcp.types import (
+    FailedRollout,
+    Malformed,
+    MalformedKind,
+    Scenario,
+    Span,
+    StopReason,
+    ToolCall,
+    ToolResult,
+    ToolUse,
+    TrainConfig,
+    Trajectory,
+    TrajectoryGroup,
+)
+from tests.agent.players import Obedient, Playhouse, calls, desk_tools, environment, obedient, scenario
+
+pytestmark = pytest.mark.anyio
+
+
+class Notebook:
+    """A Recorder that remembers, and what was saved when."""
+
+    def __init__(self):
+        self.events = []
+        self.lines = {}
+
+    def groups(self, step, groups):
+        self.events.append(f"groups {step}")
+
+    def metrics(self, step, values):
+        self.events.append(f"metrics {step}")
+        self.lines[step] = values
+
+    async def save(self, step):
+        self.events.append(f"save {step}")
+
+    @property
+    def saved(self):
+        return [event for event in self.events if event.startswith("save")]
+
+
+async def loop(plan, *, house=None, notebook=None, scenarios=(scenario("5"), scenario("6", id="two")), spent=0.0, **fields):
+    house, notebook = house or Playhouse(Obedient), notebook or Notebook()
+    async with desk_tools() as toolbox:
+        seconds = await train_loop(
+            await obedient(house),
+            environment(*scenarios, **fields),
+            toolbox=toolbox,
+            plan=plan,
+            config=TrainConfig(),
+            recorder=notebook,
+            save=notebook.save,
+            spent=spent,
+        )
+    return notebook, seconds
+
+
+def test_every_scenario_comes_once_in_each_pass_and_each_pass_has_its_own_order():
+    scenarios = [Scenario(str(number), "") for number in range(10)]
+    walk = [one.id for step in range(10) for one in pick(scenarios, step=step, count=3, seed=1)]
+    passes = [walk[start : start + 10] for start in range(0, 30, 10)]
+    assert all(sorted(one) == sorted(walk[:10]) for one in passes)
+    assert len({tuple(one) for one in passes}) == 3
+    assert len(set(walk[:10])) == 10
+    assert [one.id for one in pick(scenarios, step=0, count=30, seed=1)] == walk
+    assert [one.id for one in pick(scenarios, step=0, count=30, seed=2)] != walk
+
+
+async def test_a_step_is_rolled_out_trained_recorded_and_saved_in_this_order():
+    notebook, seconds = await loop(Plan(steps=3, groups=1, rollouts=2, save_every=2))
+    made = [f"{what} {step}" for step in range(3) for what in ("groups", "metrics")]
+    assert notebook.events == [*made[:4], "save 2", *made[4:], "save 3"]
+    line = notebook.lines[2]
+    assert line["loss"] == 0.25
+    assert line["rollouts"] == 2
+    assert 0 <= line["seconds_rollout"] <= line["seconds_total"] <= seconds
+    assert 0 <= line["seconds_train"] <= line["seconds_total"]
+
+
+async def test_the_groups_of_a_step_are_the_walk_through_the_split():
+    house = Playhouse(Obedient)
+    scenarios = [scenario("5", id=str(number)) for number in range(3)]
+    await loop(Plan(steps=3, groups=2, rollouts=2, seed=5), house=house, scenarios=scenarios)
+    played = [[group.scenario for group in groups] for groups in house.trained]
+    assert played == [pick(scenarios, step=step, count=2, seed=5) for step in range(3)]
+    assert house.trained[1][0].trajectories[0].trajectory.rollout_id.startswith("5:1:")
+
+
+async def test_a_loop_goes_on_from_the_step_of_its_model():
+    notebook, _ = await loop(Plan(steps=5, groups=1, rollouts=2), house=Playhouse(Obedient, step=3))
+    assert list(notebook.lines) == [3, 4]
+    assert notebook.saved == ["save 5"]
+
+
+async def test_a_loop_that_has_nothing_left_to_do_leaves_its_checkpoint_alone():
+    for plan in (Plan(steps=3), Plan(seconds=0.0)):
+        notebook, seconds = await loop(plan, house=Playhouse(Obedient, step=3), spent=12.0)
+        assert notebook.events == []
+        assert 12.0 <= seconds < 20.0
+
+
+async def test_a_loop_without_steps_saves_what_it_began_with():
+    assert (await loop(Plan(steps=0)))[0].events == ["save 0"]
+
+
+async def test_seconds_spent_before_a_resume_count():
+    notebook, seconds = await loop(Plan(seconds=60.0, steps=2, groups=1, rollouts=2), spent=50.0)
+    assert notebook.lines[0]["seconds_total"] >= 50.0
+    assert seconds >= notebook.lines[1]["seconds_total"]
+    notebook, _ = await loop(Plan(seconds=60.0, steps=2, groups=1, rollouts=2), spent=60.0)
+    assert notebook.lines == {}
+
+
+async def test_a_step_in_which_every_rollout_failed_stops_the_run_with_the_first_failure_and_a_checkpoint():
+    def broken(trajectory):
+        raise ValueError("out of order")
+
+    notebook = Notebook()
+    with pytest.raises(
+        TrainError, match="every rollout failed, first with RewardError: reward 'broken': ValueError: out of order"
+    ):
+        await loop(Plan(steps=2), rewards={"broken": broken}, notebook=notebook)
+    assert notebook.events == ["save 0"]
+
+
+async def test_a_cancelled_loop_saves_the_last_step_that_it_recorded():
+    notebook = Notebook()
+    numbers = count()
+    long = calls(("nap", {"seconds": 1000}))
+
+    class Tiring(Obedient):
+        """From its second rollout on it takes a nap."""
+
+        async def sample(self, token_ids, **options):
+            self.policy = house.step
+            return await (sleeper if next(numbers) >= 2 else Obedient()).sample(token_ids, **options)
+
+    class Sleeper(Obedient):
+        async def sample(self, token_ids, **options):
+            scope.cancel()
+            return await super().sample(token_ids, **options)
+
+    sleeper = Sleeper()
+    house = Playhouse(Tiring)
+    with anyio.CancelScope() as scope:
+        await loop(Plan(steps=9, groups=1, rollouts=2), house=house, notebook=notebook, scenarios=[scenario("5", long)])
+    assert notebook.events == ["groups 0", "metrics 0", "save 1"]
+
+
+async def test_a_training_step_that_has_begun_is_finished_and_recorded_before_a_cancelled_loop_ends():
+    class Slow(Playhouse):
+        async def train(self, trainable, groups, *, config):
+            scope.cancel()
+            await anyio.sleep(0.05)
+            return await super().train(trainable, groups, config=config)
+
+    notebook = Notebook()
+    with anyio.CancelScope() as scope:
+        await loop(Plan(steps=9, groups=1, rollouts=2), house=Slow(Obedient), notebook=notebook)
+    assert notebook.events == ["groups 0", "metrics 0", "save 1"]
+
+
+async def test_a_step_that_could_not_be_recorded_is_not_saved():
+    class Full(Notebook):
+        def metrics(self, step, values):
+            raise OSError("disk full")
+
+    notebook = Full()
+    with pytest.raises(OSError, match="disk full"):
+        await loop(Plan(steps=2, groups=1, rollouts=2), notebook=notebook)
+    assert notebook.saved == []
+
+
+async def test_a_split_that_the_environment_does_not_have_is_told():
+    with pytest.raises(EnvironmentLoadError, match="no split 'practice'; it has train, test"):
+        await loop(Plan(steps=1, split="practice"))
+
+
+def trajectory(reward, *, uses=(), turns=1):
+    spans = (Span((1, 2)), Span((3, 4, 5), (-0.1,) * 3, 0))
+    messages = ({"role": "assistant", "content": "5"},) * turns
+    played = Trajectory(scenario("5"), "r", messages, spans, StopReason.ANSWERED, tuple(uses))
+    return played.scored(reward, {"said": reward, "extra": 0.0} if reward else {"said": reward})
+
+
+def test_a_step_is_summed_up_over_its_rollouts():
+    bad = ToolUse(Malformed("x", "y", MalformedKind.EMPTY), ToolResult("y", is_error=True), 0)
+    wrong = ToolUse(ToolCall("add", {}), ToolResult("no", is_error=True), 0)
+    failed = FailedRollout("r", "ToolServerError", "gone")
+    groups = [
+        TrajectoryGroup((trajectory(1.0, uses=[bad, wrong], turns=3), trajectory(0.0)), (failed,)),
+        TrajectoryGroup((), (failed,)),
+        TrajectoryGroup((trajectory(0.0),)),
+    ]
+    found = summarize(groups)
+    assert math.isclose(found.pop("reward"), 1 / 3)
+    assert math.isclose(found.pop("reward/said"), 1 / 3)
+    assert math.isclose(found.pop("turns"), 5 / 3)
+    assert found == {
+        "reward/extra": 0.0,
+        "tool_calls": 2.0,
+        "malformed": 1.0,
+        "tool_errors": 1.0,
+        "sampled_tokens": 9.0,
+        "rollouts": 3.0,
+        "failed_rollouts": 2.0,
+    }
+
+
+def test_a_step_without_any_rollout_is_refused_before_it_is_summed_up():
+    with pytest.raises(TrainError, match="none was asked for"):
+        check_alive([TrajectoryGroup(())])
+    check_alive([TrajectoryGroup((), (FailedRollout("r", "EngineError", "x"),)), TrajectoryGroup((trajectory(0.0),))])
