@@ -24,7 +24,7 @@ BRIEF := 2>&1 | tee -a $(LOG) | awk ' \
 	END { if (failed) print "  the whole log: $(LOG)" > "/dev/stderr" }'
 
 help:
-	@echo "make train    train the tiny policy on the calculator in this terminal, and show what it gained (about 5 minutes)"
+	@echo "make train    train the tiny policy on the calculator in this terminal, and show what it gained"
 	@echo "make test     the tests"
 	@echo "make check    formatting, lints, types, the order of the rooms, the house numbers"
 	@echo "make venv     $(VENV) with everything for development; the other targets make what they need by themselves"

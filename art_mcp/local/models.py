@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -166,7 +168,7 @@ def add_lora(model: Any, lora: LoraSpec, *, seed: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), without_peft_noise():
         torch.manual_seed(seed)
         return get_peft_model(model, config)
 
@@ -174,7 +176,16 @@ def add_lora(model: Any, lora: LoraSpec, *, seed: int) -> Any:
 def load_adapter(model: Any, folder: str) -> Any:
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, folder, is_trainable=True)
+    with without_peft_noise():
+        return PeftModel.from_pretrained(model, folder, is_trainable=True)
+
+
+@contextmanager
+def without_peft_noise() -> Generator[None]:
+    """peft 0.21 asks transformers 5.23 by a name that it calls deprecated; nobody but peft can do anything about it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        yield
 
 
 def context_of(model: Any) -> int:

@@ -76,6 +76,9 @@ class RemoteWorker:
         return Completion(Span(tuple(reply["tokens"]), tuple(reply["logprobs"]), reply["step"]), reply["stopped"])
 
     async def train(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
+        return await asyncio.shield(self._train(samples, config))
+
+    async def _train(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
         reply = await self._ask("train", samples=[packed(sample) for sample in samples], config=asdict(config))
         self.step = reply["step"]
         return reply["metrics"]
@@ -97,6 +100,7 @@ class RemoteWorker:
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
+            self._futures.pop(number, None)
             self._post(number, "cancel")
             raise
 
@@ -126,9 +130,9 @@ class RemoteWorker:
         with self._process.stdout as pipe:
             for line in pipe:
                 reply = json.loads(line)
-                future = self._futures.pop(reply["id"])
-                if not future.set_running_or_notify_cancel():
-                    continue
+                future = self._futures.pop(reply["id"], None)
+                if future is None or not future.set_running_or_notify_cancel():
+                    continue  # it was cancelled meanwhile
                 if "error" in reply:
                     future.set_exception(rebuilt(reply["error"], reply["message"]))
                 else:
@@ -180,7 +184,8 @@ class Child:
                 if message["do"] == "cancel":
                     self._cancel(message["id"])
                 else:
-                    self._running[message["id"]] = tasks.create_task(self._answer(message))
+                    self._running[message["id"]] = task = tasks.create_task(self._answer(message))
+                    task.add_done_callback(lambda _, number=message["id"]: self._running.pop(number))
             if self._worker is not None:
                 await self._worker.close()
 
@@ -189,15 +194,12 @@ class Child:
             self._running[number].cancel()
 
     async def _answer(self, message: dict[str, Any]) -> None:
-        reply: dict[str, Any] = {"error": "EngineError", "message": "the request was cancelled"}
         try:
             reply = await getattr(self, message["do"])(message)
         except Exception as error:  # noqa: BLE001  handed on to the parent, which raises it there
             reply = {"error": type(error).__name__, "message": describe(error)}
-        finally:
-            del self._running[message["id"]]
-            self._output.write(json.dumps({"id": message["id"], **reply}).encode() + b"\n")
-            self._output.flush()
+        self._output.write(json.dumps({"id": message["id"], **reply}).encode() + b"\n")
+        self._output.flush()
 
     @property
     def worker(self) -> Worker:

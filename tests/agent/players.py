@@ -100,8 +100,8 @@ class Desk:
 
 
 @asynccontextmanager
-async def desk_tools(desk: Desk | None = None):
-    async with open_tools([(desk or Desk()).server()]) as toolbox:
+async def desk_tools(desk: Desk | None = None, *, only: Sequence[str] | None = None):
+    async with open_tools([(desk or Desk()).server()], only=only) as toolbox:
         yield toolbox
 
 

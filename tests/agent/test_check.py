@@ -23,7 +23,7 @@ def correct(trajectory):
 
 
 async def check(*scenarios, n=20, **fields):
-    async with desk_tools() as toolbox:
+    async with desk_tools(only=["add", "fail"]) as toolbox:
         place = environment(*(scenarios or SUMS), **{"solution": solution, "rewards": {"correct": correct}, **fields})
         return await check_environment(place, dialect=dialect(), toolbox=toolbox, play=ScriptedSampler, n=n)
 

@@ -37,18 +37,18 @@ def test_intervals_are_those_of_the_literature(successes, n, low, high):
 
 def test_intervals_stay_within_0_and_1():
     for n in (1, 2, 1000):
-        assert wilson(0, n)[0] == 0.0
-        assert wilson(n, n)[1] == 1.0
+        assert 0.0 <= wilson(0, n)[0] < 1e-12
+        assert 1.0 >= wilson(n, n)[1] > 1 - 1e-12
 
 
 def levels(*counts):
     return [Scenario(f"{level}-{number}", "", level) for level, many in enumerate(counts, 1) for number in range(many)]
 
 
-@pytest.mark.parametrize(
-    ("counts", "n", "taken"),
-    [((9, 9), 6, [3, 3]), ((9, 9, 9), 7, [3, 2, 2]), ((1, 9), 6, [1, 3]), ((2, 2), 9, [2, 2]), ((9,), 4, [4])],
-)
+SHARES = [((9, 9), 6, [3, 3]), ((9, 9, 9), 7, [3, 2, 2]), ((1, 9), 6, [1, 3]), ((2, 2), 9, [2, 2]), ((9,), 4, [4])]
+
+
+@pytest.mark.parametrize(("counts", "n", "taken"), SHARES)
 def test_every_level_has_the_same_number_of_scenarios_as_far_as_it_has_them(counts, n, taken):
     found = balanced(levels(*counts), n)
     assert [sum(one.level == level for one in found) for level in range(1, len(counts) + 1)] == taken
@@ -104,28 +104,24 @@ async def test_an_evaluation_plays_every_scenario_once_and_has_the_promised_keys
 
 
 async def test_draws_of_an_evaluation_depend_on_its_seed_and_not_on_the_step_of_the_model():
-    seeds = {}
+    seeds = []
 
     class Noting(Obedient):
         async def sample(self, token_ids, *, params, **options):
-            seeds.setdefault(run, []).append((params.seed, params.temperature))
+            seeds[-1].append(params.seed)
             return await super().sample(token_ids, params=params, **options)
 
-    for run, (step, seed) in enumerate([(0, 0), (50, 0), (0, 1)]):
-        await assess(
-            scenario("5"), scenario("5", id="two"), n=2, seed=seed, temperature=0.5, house=Playhouse(Noting, step=step)
-        )
+    for step, seed in [(0, 0), (50, 0), (0, 1)]:
+        seeds.append([])
+        await assess(scenario("5"), scenario("5", id="two"), n=2, seed=seed, house=Playhouse(Noting, step=step))
     assert sorted(seeds[0]) == sorted(seeds[1])
     assert not set(seeds[0]) & set(seeds[2])
-    assert {temperature for _, temperature in seeds[0]} == {0.5}
 
 
 async def test_an_evaluation_whose_rollouts_all_failed_says_why():
     async with desk_tools() as toolbox:
         place = environment(scenario("5"), rewards={"broken": lambda trajectory: 1 / 0})
-        with pytest.raises(
-            RolloutError, match="none of 1 rollouts could be played, first with RewardError: .*ZeroDivisionError"
-        ):
+        with pytest.raises(RolloutError, match=r"none of 1 rollouts .*RewardError: .*ZeroDivisionError"):
             await evaluate(await obedient(), place, toolbox=toolbox, n=5)
 
 

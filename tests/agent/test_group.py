@@ -42,7 +42,7 @@ async def test_groups_stand_in_the_order_of_their_scenarios_and_rollouts_in_that
     ids = [[one.trajectory.rollout_id for one in group.trajectories] for group in groups]
     assert ids == [[f"7:4:{name}:{number}" for number in range(3)] for name in ("easy", "long", "wrong")]
     assert [[one.reward for one in group.trajectories] for group in groups] == [[1.0] * 3, [1.0] * 3, [0.0] * 3]
-    assert sorted(one.trajectory.rollout_id for one in watcher.seen) == sorted(sum(ids, []))
+    assert sorted(one.trajectory.rollout_id for one in watcher.seen) == sorted(name for names in ids for name in names)
     assert all(isinstance(one, ScoredTrajectory) for one in watcher.seen)
 
 

@@ -1,7 +1,6 @@
 """The training loop on a policy that does as told: its order of work, its cursor, its stops."""
 
 import math
-from itertools import count
 
 import anyio
 import pytest
@@ -22,7 +21,7 @@ from art_mcp.types import (
     Trajectory,
     TrajectoryGroup,
 )
-from tests.agent.players import Obedient, Playhouse, calls, desk_tools, environment, obedient, scenario
+from tests.agent.players import Obedient, Playhouse, desk_tools, environment, obedient, scenario
 
 pytestmark = pytest.mark.anyio
 
@@ -49,7 +48,10 @@ class Notebook:
         return [event for event in self.events if event.startswith("save")]
 
 
-async def loop(plan, *, house=None, notebook=None, scenarios=(scenario("5"), scenario("6", id="two")), spent=0.0, **fields):
+TWO = (scenario("5"), scenario("6", id="two"))
+
+
+async def loop(plan, *, house=None, notebook=None, scenarios=TWO, spent=0.0, **fields):
     house, notebook = house or Playhouse(Obedient), notebook or Notebook()
     async with desk_tools() as toolbox:
         seconds = await train_loop(
@@ -134,26 +136,15 @@ async def test_a_step_in_which_every_rollout_failed_stops_the_run_with_the_first
 
 
 async def test_a_cancelled_loop_saves_the_last_step_that_it_recorded():
-    notebook = Notebook()
-    numbers = count()
-    long = calls(("nap", {"seconds": 1000}))
-
-    class Tiring(Obedient):
-        """From its second rollout on it takes a nap."""
-
+    class Interrupted(Obedient):
         async def sample(self, token_ids, **options):
-            self.policy = house.step
-            return await (sleeper if next(numbers) >= 2 else Obedient()).sample(token_ids, **options)
-
-    class Sleeper(Obedient):
-        async def sample(self, token_ids, **options):
-            scope.cancel()
+            if house.step == 1:
+                scope.cancel()
             return await super().sample(token_ids, **options)
 
-    sleeper = Sleeper()
-    house = Playhouse(Tiring)
+    notebook, house = Notebook(), Playhouse(Interrupted)
     with anyio.CancelScope() as scope:
-        await loop(Plan(steps=9, groups=1, rollouts=2), house=house, notebook=notebook, scenarios=[scenario("5", long)])
+        await loop(Plan(steps=9, groups=1, rollouts=2), house=house, notebook=notebook)
     assert notebook.events == ["groups 0", "metrics 0", "save 1"]
 
 

@@ -1,0 +1,112 @@
+"""What a person sees: the line as a function of time, one now and then without a terminal, nothing left on one."""
+
+import io
+
+import pytest
+
+from art_mcp.observe import console as module
+from art_mcp.observe.console import ConsoleProgress
+from art_mcp.types import FailedRollout, Scenario, Span, StopReason, Trajectory
+
+
+def played(reward, tokens=10):
+    span = Span(tuple(range(tokens)), (-0.1,) * tokens, 0)
+    return Trajectory(Scenario("s", ""), "r", (), (Span((1, 2, 3)), span), StopReason.ANSWERED).scored(reward)
+
+
+FAILED = FailedRollout("r", "ToolServerError", "gone")
+METRICS = {"reward": 0.5, "entropy": 0.25, "seconds_rollout": 1.0, "seconds_train": 2.0}
+
+
+class Clock:
+    def __init__(self, monkeypatch):
+        self.now = 1000.0
+        monkeypatch.setattr(module, "monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    return Clock(monkeypatch)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_rollouts_are_counted_with_their_mean_reward_pace_and_what_is_left(clock):
+    progress = ConsoleProgress(io.StringIO(), rollouts=8, label="evaluating")
+    assert progress.line(1000.0) == "evaluating  0 tokens/s"
+    progress.finished(played(1.0))
+    progress.finished(played(0.0))
+    assert progress.line(1010.0) == "evaluating  2/8 rollouts  reward 0.500  2 tokens/s  30 s left"
+
+
+def test_failed_rollouts_are_told_apart_and_are_no_rewards(clock):
+    progress = ConsoleProgress(io.StringIO(), rollouts=4)
+    progress.finished(FAILED)
+    assert progress.line(1001.0) == "1/4 rollouts  reward 0.000  1 failed  0 tokens/s  3 s left"
+    progress.finished(played(1.0))
+    assert "reward 1.000  1 failed" in progress.line(1002.0)
+
+
+def test_a_training_run_shows_its_last_step_and_what_is_left_of_its_steps(clock):
+    progress = ConsoleProgress(io.StringIO(), steps=10, label="training")
+    progress.finished(played(1.0))
+    assert progress.line(1001.0) == "training  1 rollouts  reward 1.000  10 tokens/s"
+    progress.metrics(0, METRICS)
+    progress.metrics(1, METRICS)
+    progress.finished(played(1.0))
+    expected = "training  step 2/10  reward 0.500  entropy 0.250  rollout 1.00 s, train 2.00 s  2 tokens/s  40 s left"
+    assert progress.line(1010.0) == expected
+
+
+def test_a_resumed_run_tells_its_pace_from_its_own_steps(clock):
+    progress = ConsoleProgress(io.StringIO(), first=90, steps=100)
+    progress.metrics(90, METRICS)
+    assert progress.line(1010.0).startswith("step 91/100")
+    assert progress.line(1010.0).endswith("90 s left")
+
+
+def test_the_nearer_end_counts(clock):
+    progress = ConsoleProgress(io.StringIO(), steps=100, seconds=60.0)
+    assert progress.line(1010.0).endswith("50 s left")
+    progress.metrics(0, METRICS)
+    assert progress.line(1010.0).endswith("50 s left")
+    for step in range(1, 50):
+        progress.metrics(step, METRICS)
+    assert progress.line(1010.0).endswith("10 s left")
+    assert progress.line(2000.0).endswith("  0 s left")
+
+
+def test_without_a_terminal_there_is_a_plain_line_about_every_ten_seconds(clock):
+    stream = io.StringIO()
+    with ConsoleProgress(stream, rollouts=1000, label="evaluating") as progress:
+        for _ in range(350):
+            clock.now += 0.1
+            progress.finished(played(1.0))
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("evaluating  ") and "/1000 rollouts" in line for line in lines)
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_a_long_line_stays_one_line_without_a_terminal(clock):
+    stream = io.StringIO()
+    with ConsoleProgress(stream, label="x" * 300) as progress:
+        clock.now += 11
+        progress.finished(played(1.0))
+    assert len(stream.getvalue().splitlines()) == 1
+
+
+def test_a_terminal_is_left_as_it_was(monkeypatch):
+    for name in ("NO_COLOR", "TTY_COMPATIBLE", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    stream = Terminal()
+    with ConsoleProgress(stream, rollouts=2, label="evaluating") as progress:
+        progress.finished(played(1.0))
+    written = stream.getvalue()
+    assert "1/2 rollouts" in written
+    assert written.count("\x1b[?25l") == written.count("\x1b[?25h") == 1
+    assert "\x1b[2K" in written.rpartition("1/2 rollouts")[2]

@@ -1,0 +1,140 @@
+"""Decoders against transformers' own forward pass: the same logits, or a refusal."""
+
+import pytest
+import torch
+from toys import FALLBACK, LEAN, REFUSED, draw_tokens, make_model
+
+from art_mcp.errors import ModelError
+from art_mcp.local.models import add_lora
+from art_mcp.sampling.decoder import (
+    LeanDecoder,
+    NoCache,
+    TransformersDecoder,
+    causal_mask,
+    compute_prefix,
+    make_decoder,
+)
+from art_mcp.types import LoraSpec
+
+SERVED = {**LEAN, **FALLBACK}
+
+
+def logits_of(decoder, prefix, rows, *, dtype=torch.float32):
+    """Logits of right-padded `rows` after `prefix`, without those of the padding."""
+    lengths = torch.tensor([len(row) for row in rows])
+    width = int(lengths.max())
+    tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    positions = torch.arange(len(prefix), len(prefix) + width)[None].expand(len(rows), -1)
+    with torch.no_grad():
+        shared = compute_prefix(decoder, prefix, dtype)
+        mask = causal_mask(lengths, width, dtype)
+        logits = decoder.logits(decoder.hidden(tokens, positions, prefix=shared, cache=NoCache(), mask=mask))
+    return [logits[number, : len(row)] for number, row in enumerate(rows)]
+
+
+def plain_logits(model, prefix, row):
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([prefix + row]), use_cache=False).logits[0, len(prefix) :]
+
+
+def check(model, decoder, *, prefix_length, dtype=torch.float32):
+    prefix = draw_tokens(prefix_length, seed="prefix")
+    rows = [draw_tokens(count, seed=count) for count in (9, 4, 1)]
+    for row, logits in zip(rows, logits_of(decoder, prefix, rows, dtype=dtype), strict=True):
+        wanted = plain_logits(model, prefix, row)
+        assert float((logits - wanted).abs().max()) <= 1e-4 * float(wanted.abs().max())
+
+
+@pytest.mark.parametrize("prefix_length", [0, 1, 13])
+@pytest.mark.parametrize("kind", LEAN)
+def test_the_lean_decoder_gives_the_logits_of_transformers(kind, prefix_length):
+    model = make_model(LEAN[kind])
+    decoder = make_decoder(model)
+    assert isinstance(decoder, LeanDecoder)
+    check(model, decoder, prefix_length=prefix_length)
+
+
+@pytest.mark.parametrize("prefix_length", [0, 13])
+@pytest.mark.parametrize("kind", FALLBACK)
+def test_other_architectures_get_the_logits_of_transformers(kind, prefix_length):
+    model = make_model(FALLBACK[kind])
+    decoder = make_decoder(model)
+    assert isinstance(decoder, TransformersDecoder)
+    check(model, decoder, prefix_length=prefix_length)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_the_fallback_serves_what_the_lean_decoder_serves_too(kind):
+    model = make_model(LEAN[kind])
+    check(model, TransformersDecoder(model), prefix_length=13)
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_decoded_exactly_is_refused_in_one_line(kind):
+    with pytest.raises(ModelError, match=r"cannot be decoded exactly here; choose one with plain full attention") as caught:
+        make_decoder(make_model(REFUSED[kind]))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_window_as_wide_as_the_context_never_bites():
+    model = make_model(("MistralConfig", LEAN["mistral"][1] | {"sliding_window": 256}))
+    check(model, make_decoder(model), prefix_length=13)
+
+
+def test_a_window_that_no_layer_uses_never_bites():
+    kinds = {"use_sliding_window": True, "sliding_window": 4, "layer_types": ["full_attention"] * 2}
+    model = make_model(("Qwen2Config", LEAN["qwen2"][1] | kinds))
+    check(model, make_decoder(model), prefix_length=13)
+
+
+def test_rotary_positions_scale_up_to_any_length():
+    model = make_model()
+    decoder = make_decoder(model)
+    prefix, row = draw_tokens(150, seed=1), draw_tokens(40, seed=2)
+    (logits,) = logits_of(decoder, prefix, [row])
+    torch.testing.assert_close(logits, plain_logits(model, prefix, row), rtol=1e-3, atol=1e-3)
+
+
+def test_what_was_looked_up_while_sampling_can_be_trained_through():
+    decoder = make_decoder(make_model())
+    row = torch.tensor([draw_tokens(60, seed=1)])
+    options = {"cache": NoCache(), "mask": causal_mask(torch.tensor([60]), 60, torch.float32)}
+    with torch.inference_mode():
+        no_prefix = compute_prefix(decoder, [], torch.float32)
+        decoder.hidden(row, torch.arange(60)[None], prefix=no_prefix, **options)
+    decoder.hidden(row, torch.arange(60)[None], prefix=no_prefix, **options).sum().backward()
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gpt_neox"])
+def test_half_precision_gives_logits_in_single_precision(kind):
+    model = make_model(SERVED[kind]).to(torch.bfloat16)
+    (logits,) = logits_of(make_decoder(model), [1, 2, 3], [[4, 5]], dtype=torch.bfloat16)
+    assert logits.dtype == torch.float32
+    # against the same weights in float32: half precision in, half precision out
+    wanted = plain_logits(model.float(), [1, 2, 3], [4, 5])
+    assert float((logits - wanted).norm() / wanted.norm()) < 0.05
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gpt_neox"])
+def test_double_precision_is_kept_to_the_end(kind):
+    model = make_model(SERVED[kind]).double()
+    decoder = make_decoder(model)
+    prefix, row = draw_tokens(13, seed=1), draw_tokens(9, seed=2)
+    (shared,) = logits_of(decoder, prefix, [row], dtype=torch.float64)
+    (plain,) = logits_of(decoder, [], [prefix + row], dtype=torch.float64)
+    torch.testing.assert_close(shared, plain[13:], rtol=1e-12, atol=1e-12)
+    check(model, decoder, prefix_length=13, dtype=torch.float64)  # transformers' RMS norm computes in float32 at best
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "phi"])
+def test_adapters_count(kind):
+    model = add_lora(make_model(SERVED[kind]), LoraSpec(rank=4), seed=0).eval()
+    before = plain_logits(model, [1, 2, 3], [4, 5])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    decoder = make_decoder(model)
+    assert isinstance(decoder, LeanDecoder) == (kind == "qwen2")
+    check(model, decoder, prefix_length=13)
+    assert not torch.allclose(before, plain_logits(model, [1, 2, 3], [4, 5]), atol=0.1)
