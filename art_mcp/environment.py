@@ -128,7 +128,7 @@ def load_environment(name: str, **options: Any) -> Environment:
             f"{module.__file__} needs a value `{attribute}`: an Environment, or a function that makes one"
         )
     folder = Path(module.__file__ or ".").resolve().parent
-    return replace(found, name=found.name or name.rpartition("/")[2].removesuffix(".py"), folder=folder)
+    return replace(found, name=found.name or name.partition(":")[0].rpartition("/")[2].removesuffix(".py"), folder=folder)
 
 
 def with_options(make: Callable[..., object], options: Mapping[str, Any], name: str) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -44,7 +45,8 @@ class Evaluation:
     by_level: dict[str, Level]
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """As it comes back from a file: intervals are lists."""
+        return json.loads(json.dumps(asdict(self)))
 
 
 async def evaluate(

@@ -36,7 +36,7 @@ def command(
     )
 
     async def run() -> Evaluation:
-        async with open_stage(setting) as stage:
+        async with open_stage(setting, splits=(split,)) as stage:
             return await evaluate_stage(stage, split=split, n=n, temperature=temperature, seed=seed, stream=sys.stderr)
 
     result = anyio.run(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -36,7 +37,8 @@ def command(
     played = anyio.run(lambda: play_one(setting, split=split, number=number, temperature=temperature))
     for author, text in played.parts if tokens else played.lines:
         o.write(coloured(author, text))
-    o.write(f"stopped: {played.stop_reason}, reward {played.reward:.3f} {played.rewards}")
+    parts = ", ".join(f"{name} {value + 0.0:g}" for name, value in played.rewards.items())  # + 0.0: no -0
+    o.write(f"stopped: {played.stop_reason}, reward {played.reward:.3f} ({parts})")
     if json:
         o.write_json(played.to_json())
 
@@ -46,4 +48,4 @@ def coloured(author: str, text: str) -> str:
     marks = {"policy": "»", "tool": "«"}
     line = f"{marks.get(author, ' ')} {author}: {text}"
     colour = {"policy": POLICY, "tool": RESULT}.get(author)
-    return f"{colour}{line}{PLAIN}" if colour and sys.stdout.isatty() else line
+    return f"{colour}{line}{PLAIN}" if colour and sys.stdout.isatty() and not os.environ.get("NO_COLOR") else line

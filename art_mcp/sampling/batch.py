@@ -55,10 +55,13 @@ class Histories:
         self._lengths: Counter[int] = Counter()
 
     def keep(self, tokens: tuple[int, ...], states: Tensor) -> None:
-        if tokens and tokens not in self._kept:
+        if tokens and tokens not in self:
             self._kept[tokens] = states
             self.tokens += len(tokens)
             self._lengths[len(tokens)] += 1
+
+    def __contains__(self, tokens: tuple[int, ...]) -> bool:
+        return tokens in self._kept
 
     def forget(self, tokens: int) -> int:
         """Lets go of at least `tokens` tokens, or of all: those used longest ago first. Returns how many it were."""
@@ -95,11 +98,17 @@ class BufferCache:
 
 
 class Batch:
-    """Rows that share a prefix. Column c of the buffer holds any token of a row: `mask` says which ones are the row's own."""
+    """Rows that share a prefix.
+
+    Rows with the same tokens so far share a state (keys, values, mask, position, logits) and are computed once: rollouts of
+    one scenario go together until a draw parts them. Column c of the buffer holds any token of a state: `mask` says which
+    ones are the state's own.
+    """
 
     def __init__(self, decoder: Decoder, prefix: Prefix, dtype: torch.dtype) -> None:
         self._decoder, self._prefix, self._dtype = decoder, prefix, dtype
         self.rows: list[Row] = []
+        self._state_of: list[int] = []
         layers, heads, width = decoder.kv_shape
         self._buffer = torch.zeros(layers, 2, 0, heads, 0, width, dtype=dtype)
         self._mask = torch.zeros(0, 0, dtype=dtype)
@@ -129,13 +138,11 @@ class Batch:
             token_ids[number, new - fresh :] = torch.tensor(prompt[n:])
             positions[number, new - fresh :] = torch.arange(n, len(prompt)) + self._prefix.length
         mask = torch.zeros(visible.shape, dtype=self._dtype).masked_fill_(~visible, MASKED)
-        chosen = torch.tensor([index[row.prompt] for row in rows])
         self._column = past + new
-        self._logits = self._last_logits(token_ids, positions, mask)[chosen]
-        self._mask = torch.nn.functional.pad(mask, (0, ROOM))[chosen]
-        self._buffer = self._buffer[:, :, chosen]
-        self._positions = positions[:, -1][chosen] + 1
-        self.rows = list(rows)
+        self._logits = self._last_logits(token_ids, positions, mask)
+        self._mask = torch.nn.functional.pad(mask, (0, ROOM))
+        self._positions = positions[:, -1] + 1
+        self.rows, self._state_of = list(rows), [index[row.prompt] for row in rows]
 
     def _last_logits(self, token_ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         """Computes right-aligned prompts, a few rows at a time where they are long; their keys go into the buffer."""
@@ -152,53 +159,75 @@ class Batch:
             logits.append(self._decoder.logits(hidden[:, -1]))
         return torch.cat(logits)
 
-    def step(self) -> None:
-        """Samples one token for every unfinished row, then computes what follows it."""
+    def step(self, histories: Histories | None) -> list[Row]:
+        """Samples one token for every row, then computes what follows it. Removes the rows that have finished and returns
+        them; `histories` keeps their keys and values for a next turn."""
         log_probs, drawn = self._draw()
         chosen_log_probs = log_probs.gather(1, drawn[:, None])[:, 0].tolist()
         for row, token, log_prob in zip(self.rows, drawn.tolist(), chosen_log_probs, strict=True):
             if not row.finished:
                 row.sampled.append(token)
                 row.logprobs.append(log_prob)
-        if all(row.finished for row in self.rows):
-            return
+        finished = [row for row in self.rows if row.finished]
+        if histories is not None:
+            self._keep(histories)
+        alive = [(row, state) for row, state in zip(self.rows, self._state_of, strict=True) if not row.finished]
+        self.rows, self._state_of = [row for row, _ in alive], [state for _, state in alive]
+        if alive:
+            self._advance(self._branch())
+        return finished
+
+    def _keep(self, histories: Histories) -> None:
+        for row, state in zip(self.rows, self._state_of, strict=True):
+            tokens = row.prompt + tuple(row.sampled[:-1])
+            if row.finished and not row.cancelled and tokens not in histories:
+                columns = (self._mask[state, : self._column] == 0).nonzero()[:, 0]
+                histories.keep(tokens, self._buffer[:, :, state][:, :, :, columns])
+
+    def _branch(self) -> Tensor:
+        """A state for every distinct (state, token just sampled) of the rows; returns the tokens, one a state.
+
+        States are moved only where one parts in two, or where a quarter of them serves no row any more."""
+        children: dict[tuple[int, int], int] = {}
+        places = [
+            children.setdefault((state, row.sampled[-1]), len(children))
+            for row, state in zip(self.rows, self._state_of, strict=True)
+        ]
+        tokens = torch.tensor([token for _, token in children])
+        parents = torch.tensor([state for state, _ in children])
+        states = len(self._positions)
+        if len(set(self._state_of)) == len(children) and len(children) * 4 > states * 3:
+            return torch.zeros(states, dtype=torch.long).index_copy_(0, parents, tokens)
+        self._state_of = places
+        self._buffer, self._mask, self._positions = self._buffer[:, :, parents], self._mask[parents], self._positions[parents]
+        return tokens
+
+    def _advance(self, tokens: Tensor) -> None:
+        """Computes what follows `tokens` (states,)."""
         if self._column == self._mask.shape[1]:
             self._buffer = torch.nn.functional.pad(self._buffer, (0, 0, 0, ROOM))
             self._mask = torch.nn.functional.pad(self._mask, (0, ROOM))
         end = self._column + 1
         cache = BufferCache(self._buffer, self._column)
         seen = self._mask[:, None, :end]
-        hidden = self._decoder.hidden(drawn[:, None], self._positions[:, None], prefix=self._prefix, cache=cache, mask=seen)
+        hidden = self._decoder.hidden(tokens[:, None], self._positions[:, None], prefix=self._prefix, cache=cache, mask=seen)
         self._logits = self._decoder.logits(hidden[:, 0])
         self._column, self._positions = end, self._positions + 1
 
     def _draw(self) -> tuple[Tensor, Tensor]:
         """Log probabilities (rows, vocabulary) and the drawn tokens (rows,), by inverting the cumulative distribution."""
         temperature = torch.tensor([row.temperature or 1.0 for row in self.rows])[:, None]
-        log_probs = torch.log_softmax(self._logits / temperature, dim=-1)
-        # a finished row waits to be dropped: what it draws is ignored
+        logits = self._logits[torch.tensor(self._state_of)]
+        log_probs = torch.log_softmax(logits / temperature, dim=-1)
+        # what a cancelled row draws is ignored
         numbers = [0.5 if row.finished else row.uniforms[len(row.sampled)] for row in self.rows]
         cumulative = log_probs.exp().cumsum(dim=-1)
         points = torch.tensor(numbers, dtype=cumulative.dtype)[:, None] * cumulative[:, -1:]
         drawn = torch.searchsorted(cumulative, points)[:, 0].clamp_(max=cumulative.shape[-1] - 1)
         greedy = torch.tensor([row.temperature == 0 for row in self.rows])
         if bool(greedy.any()):
-            drawn = torch.where(greedy, self._logits.argmax(dim=-1), drawn)
+            drawn = torch.where(greedy, logits.argmax(dim=-1), drawn)
         return log_probs, drawn
-
-    def drop_finished(self) -> None:
-        """Removes the finished rows."""
-        left = torch.tensor([number for number, row in enumerate(self.rows) if not row.finished], dtype=torch.long)
-        self.rows = [row for row in self.rows if not row.finished]
-        self._buffer, self._mask = self._buffer[:, :, left], self._mask[left]
-        self._positions, self._logits = self._positions[left], self._logits[left]
-
-    def keep(self, number: int, histories: Histories) -> None:
-        """Hands the keys and values of row `number` to `histories`; those of the last sampled token may not exist yet."""
-        row = self.rows[number]
-        tokens = row.prompt + tuple(row.sampled[:-1])
-        columns = (self._mask[number, : self._column] == 0).nonzero()[: len(tokens), 0]
-        histories.keep(tokens, self._buffer[:, :, number][:, :, :, columns])
 
     def merge(self, other: Batch) -> None:
         """Takes in the rows of `other`; both keep their last column, and columns that no row needs any more are cut."""
@@ -209,7 +238,9 @@ class Batch:
         self._buffer, self._mask, self._column = buffer[:, :, :, :, unused:], mask[:, unused:], column - unused
         self._positions = torch.cat((self._positions, other._positions))
         self._logits = torch.cat((self._logits, other._logits))
+        states = len(parts[0][1])
         self.rows = self.rows + other.rows
+        self._state_of = self._state_of + [states + state for state in other._state_of]
 
     def _aligned(self, column: int) -> tuple[Tensor, Tensor]:
         """The buffer and the mask, moved right so that the next free column is `column`."""

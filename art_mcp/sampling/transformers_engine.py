@@ -226,7 +226,6 @@ class TransformersEngine:
             if lane.batch is None:
                 lane.batch = batch
             else:
-                lane.batch.drop_finished()
                 lane.batch.merge(batch)
 
     def _lane(self, prefix: tuple[int, ...]) -> Lane:
@@ -241,23 +240,17 @@ class TransformersEngine:
 
     def _step(self, lane: Lane) -> None:
         assert lane.batch is not None
-        lane.batch.step()
-        self._answer(lane.batch, lane.histories)
-        finished = sum(row.finished for row in lane.batch.rows)
-        if finished == len(lane.batch.rows):
-            lane.batch = None
-        elif finished * 4 >= len(lane.batch.rows):
-            lane.batch.drop_finished()
-
-    def _answer(self, batch: Batch, histories: Histories | None) -> None:
-        for number, row in enumerate(batch.rows):
-            if row.finished and (request := self._active.pop(id(row), None)):
-                if histories is not None and row.stopped:
-                    batch.keep(number, histories)
-                    self._forget()
+        finished = lane.batch.step(lane.histories)
+        if finished:
+            self._forget()
+        for row in finished:
+            request = self._active.pop(id(row), None)
+            if request is not None:
                 self.sampled_tokens += len(row.sampled)
                 span = Span(tuple(row.sampled), tuple(row.logprobs), self._policy.step)
                 request.future.set_result(Completion(span, row.stopped))
+        if not lane.batch.rows:
+            lane.batch = None
 
     def _forget(self) -> None:
         """Keeps all histories together within their memory; those of the prefix used longest ago go first."""

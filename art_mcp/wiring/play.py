@@ -36,7 +36,7 @@ async def play_one(setting: Setting, *, split: str, number: int, temperature: fl
     from art_mcp.local.models import load_tokenizer, model_source
     from art_mcp.sampling.tokenizer import BackendTokenizer
 
-    async with open_stage(setting) as stage:
+    async with open_stage(setting, splits=(split,)) as stage:
         scenarios = stage.environment.split(split)
         if number >= len(scenarios):
             raise EnvironmentLoadError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -85,10 +85,12 @@ def checkpoint_of(run: Run, step: str) -> Path:
 
 
 @asynccontextmanager
-async def open_stage(setting: Setting, *, resume_from: str | None = None) -> AsyncGenerator[Stage]:
+async def open_stage(setting: Setting, *, splits: Sequence[str] = (), resume_from: str | None = None) -> AsyncGenerator[Stage]:
     """Opens the environment's servers and loads the model (with its optimizer, where it resumes from a checkpoint);
-    everything is closed when the block ends."""
+    everything is closed when the block ends. `splits` will be played: a wrong one is told before anything is opened."""
     environment = load_environment(setting.environment, **setting.options)
+    for name in splits:
+        environment.split(name)
     spec = model_spec(replace(setting, model=resume_from or setting.model), resume=resume_from is not None)
     # slow imports: only now, so that a wrong name is told at once
     from art_mcp.local.backend import LocalBackend

@@ -38,6 +38,11 @@ class Training:
     eval_split: str = "test"
     keep: int = 3
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Those that the run plays."""
+        return (self.plan.split, self.eval_split) if self.eval_n else (self.plan.split,)
+
 
 @dataclass(frozen=True, slots=True)
 class Both:
@@ -59,7 +64,7 @@ async def train(training: Training, *, name: str | None, stream: Any) -> dict[st
     made once everything is open, so that a mistake leaves none behind."""
     refuse_name(RUNS, name)
     clock = Clock()
-    async with open_stage(training.setting) as stage:
+    async with open_stage(training.setting, splits=training.splits) as stage:
         run = new_run(RUNS, name, keep_seconds=not training.setting.deterministic)
         run.describe(describe_stage(stage))
         return await carry_out(training, run, stage=stage, clock=clock, stream=stream)
@@ -75,7 +80,8 @@ async def resume(folder: str, *, plan: Mapping[str, Any], stream: Any) -> dict[s
     run = replace(run, keep_seconds=not training.setting.deterministic)
     clock = Clock()
     last = run.checkpoints()[-1:]
-    async with open_stage(training.setting, resume_from=str(run.checkpoint(last[0])) if last else None) as stage:
+    checkpoint = str(run.checkpoint(last[0])) if last else None
+    async with open_stage(training.setting, splits=training.splits, resume_from=checkpoint) as stage:
         run.rewind(last[0] if last else 0)
         resumed = {"step": last[0] if last else 0, **describe_stage(stage)}
         run.describe({"resumed": [*run.manifest.get("resumed", []), resumed]})

@@ -36,11 +36,7 @@ def run_to_end(batch, histories=None):
 
 def advance(batch, histories=None):
     with torch.inference_mode():
-        batch.step()
-        for number, row in enumerate(batch.rows):
-            if row.finished and histories is not None:
-                batch.keep(number, histories)
-        batch.drop_finished()
+        batch.step(histories)
 
 
 def check(rows):
@@ -156,3 +152,17 @@ def test_draws_depend_on_the_seed_alone_and_are_never_zero():
     numbers = draw_uniforms(2**63 - 1, 20000)
     assert 0 < min(numbers) <= max(numbers) <= 1
     assert abs(sum(numbers) / len(numbers) - 0.5) < 0.01
+
+
+def test_rows_with_the_same_tokens_are_computed_once_and_apart_from_where_a_draw_parts_them():
+    prompt = draw_tokens(20, seed=5)
+    rows = [Row(tuple(prompt), 12, 1.0, STOP, draw_uniforms(number // 2, 12)) for number in range(8)]
+    batch = start(rows)
+    assert len(batch._positions) == 1
+    widest = 0
+    while batch.rows:
+        advance(batch)
+        widest = max(widest, len(batch._positions))
+    assert 1 < widest <= 4
+    assert all(rows[number].sampled == rows[number + 1].sampled for number in range(0, 8, 2))
+    check(rows)

@@ -1,0 +1,236 @@
+"""The command line through its own door: answers on stdout, mistakes as one line on stderr that says what to do."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from art_mcp.cli.main import main
+from art_mcp.store.run import Run
+
+ROOT = Path(__file__).parents[2]
+HERE = str(ROOT / "tests" / "wiring" / "calculator_here.py")
+CALCULATOR = str(ROOT / "environments" / "calculator.py")
+SMALL = """
+from art_mcp import Environment, Scenario, ToolCall
+
+environment = Environment(
+    servers=[{servers}],
+    scenarios=lambda split: [Scenario(f"{{a}}", f"What is {{a}} + 1?", facts={{"a": a}}) for a in range(1, 5)],
+    rewards={{"correct": {reward}}},
+    solution=lambda scenario: ([ToolCall("add", {{"a": scenario.facts["a"], "b": 1}})], str(scenario.facts["a"] + 1)),
+    tools=["add"],
+)
+"""
+SERVER = f'"{ROOT}/servers/calculator/server.py:server"'
+CORRECT = 'lambda trajectory: float(trajectory.answer == str(trajectory.scenario.facts["a"] + 1))'
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with environments, config.json and one run, as a user has it."""
+    (tmp_path / "environments").mkdir()
+    write(tmp_path, "sums", SERVER, CORRECT)
+    write(tmp_path, "lenient", SERVER, 'lambda trajectory: float(trajectory.answer != "")')
+    write(tmp_path, "misspelt", '"calculater"', CORRECT)
+    write(tmp_path, "secret", '"secret"', CORRECT)
+    write(tmp_path, "mortal", '"mortal"', CORRECT)
+    servers = {
+        "calculator": {"command": "python", "args": [str(ROOT / "servers" / "calculator" / "server.py")]},
+        "secret": {"command": "python", "args": ["x.py"], "env": {"KEY": "${NO_SUCH_VARIABLE}"}},
+        "mortal": {"command": "python", "args": ["-c", "import sys; sys.exit('no database here')"]},
+    }
+    (tmp_path / "config.json").write_text(json.dumps({"mcpServers": servers}))
+    (tmp_path / "broken.json").write_text('{"mcpServers": {\n  "a": {"command": "x",}}}')
+    (tmp_path / "hollow").mkdir()
+    (tmp_path / "hollow" / "config.json").write_text("{}")
+    run = Run(tmp_path / "runs" / "mine")
+    (run.checkpoint(50)).mkdir(parents=True)
+    run.describe({"status": "stopped"})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    return tmp_path
+
+
+def write(project, name, servers, reward):
+    (project / "environments" / f"{name}.py").write_text(SMALL.format(servers=servers, reward=reward))
+
+
+@pytest.fixture
+def art(monkeypatch, capsys):
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["art-mcp", *args])
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        else:
+            code = 0
+        return code, *capsys.readouterr()
+
+    return run
+
+
+MISTAKES = {
+    "wrong environment": (["eval", "smus"], "no environment at environments/smus.py; there are: .*sums"),
+    "wrong split": (["eval", "sums", "--split", "tset"], "environment 'sums' has no split 'tset'; it has train, test"),
+    "wrong split of the calculator": (["rollout", CALCULATOR, "--split", "dev"], "no split 'dev'; it has train, test, test-w"),
+    "wrong split to check": (["check", "sums", "--split", "tset"], "no split 'tset'; it has train, test"),
+    "wrong server": (["check", "misspelt"], "no server 'calculater' in config.json; did you mean 'calculator'?"),
+    "broken config": (["check", "secret", "--config", "broken.json"], "broken.json, line 2, column "),
+    "no config": (["check", "secret", "--config", "nowhere.json"], "no config file at nowhere.json"),
+    "missing variable": (["check", "secret"], "server 'secret': env.KEY needs the environment variable NO_SUCH_VARIABLE"),
+    "server that exits": (["check", "mortal"], "'mortal'.*no database here"),
+    "model without weights": (["eval", "sums", "--model", "hollow"], "hollow has no weights: put .*safetensors there"),
+    "missing model folder": (["eval", "sums", "--model", "./models/x"], "no model folder at ./models/x"),
+    "option that is no pair": (["eval", "sums", "--option", "levels"], "--option wants KEY=VALUE, .*not 'levels'"),
+    "option for nobody": (["eval", "sums", "-o", "levels=2"], "environment 'sums' takes no options, got levels"),
+    "unknown option of an environment": (
+        ["eval", CALCULATOR, "-o", "level=2"],
+        "has no option level; it has levels, evaluate, ",
+    ),
+    "bad value of an option": (["eval", CALCULATOR, "-o", "levels=99"], "levels are 1 to 8"),
+    "step without checkpoint": (["eval", "sums", "--model", "mine@7"], "no checkpoint of step 7; it has 50"),
+    "model of a missing run": (["eval", "sums", "--model", "runs/yours"], "no run at runs/yours .*: there are mine"),
+    "resume of a missing run": (["train", "--resume", "yours"], "no run at runs/yours .*: there are mine"),
+    "resume of a foreign run": (["train", "--resume", "mine"], "runs/mine: its manifest is not one that can be resumed"),
+    "resume with settings": (["train", "--resume", "mine", "--lr", "1", "--seed", "2"], "leave out --lr, --seed"),
+    "resume with an environment": (["train", "sums", "--resume", "mine"], "leave out environment"),
+    "name that is taken": (["train", "sums", "--name", "mine"], "runs/mine exists already: choose another name"),
+    "name that is no word": (["train", "sums", "--name", "a/b"], "a run's name is a plain word"),
+    "no environment to train on": (["train"], "name an environment .*or --resume RUN"),
+    "scenario out of range": (["rollout", "sums", "--number", "4"], "split 'test' has 4 scenarios: --number is at most 3"),
+}
+
+
+@pytest.mark.parametrize(("args", "told"), MISTAKES.values(), ids=list(MISTAKES))
+def test_a_mistake_is_one_line_on_stderr_that_says_what_to_do(project, art, args, told):
+    code, out, err = art(*args)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert re.search(told, err), err
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (["eval", "sums", "--splitt", "test"], "--splitt"),
+        (["eval", "sums", "--n", "0"], "--n"),
+        (["train", "sums", "--steps", "many"], "--steps"),
+        (["train", "sums", "--control", "placebo"], "--control"),
+        (["evaluate", "sums"], "evaluate"),
+        (["eval"], "ENV"),
+    ],
+)
+def test_a_wrong_use_of_the_command_line_ends_with_2_and_names_the_option(project, art, args, named):
+    code, out, err = art(*args)
+    assert (code, out) == (2, "")
+    assert named in err
+    assert "Traceback" not in err
+
+
+def test_a_bug_is_a_crash_and_no_line(project, art, monkeypatch):
+    (project / "environments" / "crash.py").write_text("environment = None\n")
+    monkeypatch.setattr("art_mcp.environment.find_module", lambda name: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        art("eval", "crash")
+
+
+@pytest.mark.parametrize("command", ["train", "rollout", "eval", "check"])
+def test_help_shows_an_example(art, command):
+    code, out, err = art(command, "--help")
+    assert (code, err) == (0, "")
+    assert f"art-mcp {command} calculator" in " ".join(out.split())
+
+
+def test_check_shows_what_the_model_sees_and_the_reward_of_every_policy(project, art):
+    code, out, _ = art("check", "sums", "--n", "2", "--json")
+    assert code == 0
+    assert "<|im_start|>system" in out
+    assert '"name": "add"' in out
+    assert "What is 1 + 1?" in out
+    last = json.loads(out.splitlines()[-1])
+    assert last["rewards"]["reference solution"] == 1.0
+    assert len(last["rewards"]) == 6
+    assert last["failures"] == []
+    assert "ok: the reference solution scores above every lazy policy" in out
+
+
+def test_check_finds_a_broken_reward_and_ends_with_1(project, art):
+    code, out, _ = art("check", "lenient", "--n", "2")
+    assert code == 1
+    assert "FAILED: constant answer scores 1.000, not below the reference solution's 1.000" in out
+    assert "ok:" not in out
+
+
+def test_rollout_shows_who_said_what_and_the_token_stream(project, art):
+    code, out, _ = art("rollout", HERE, "--temperature", "0", "--number", "1")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0].startswith("  user: ")
+    assert any(line.startswith("» policy: calls ") for line in lines)
+    assert any(line.startswith("« tool: ") for line in lines)
+    assert lines[-1].startswith("stopped: answered, reward ")
+    code, out, _ = art("rollout", HERE, "--temperature", "0", "--number", "1", "--tokens", "--json")
+    assert "» policy: <tool_call>" in out
+    played = json.loads(out.splitlines()[-1])
+    assert "".join(text for _, text in played["parts"]).startswith("<|im_start|>system")
+    assert {author for author, _ in played["parts"]} == {"world", "policy"}
+    assert "\x1b" not in out
+
+
+def test_a_terminal_sees_what_the_policy_wrote_in_colour_unless_it_wants_none(project, art, monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    _, out, _ = art("rollout", HERE, "--temperature", "0")
+    assert "\x1b[32m» policy: calls " in out
+    assert "\x1b[36m« tool: " in out
+    assert out.splitlines()[0].startswith("  user: ")
+    monkeypatch.setenv("NO_COLOR", "1")
+    _, out, _ = art("rollout", HERE, "--temperature", "0")
+    assert "\x1b" not in out
+
+
+def test_a_training_run_from_the_command_line_reports_before_and_after_by_level(project, art):
+    shape = ["--groups", "1", "--rollouts", "2", "--eval-n", "2", "--name", "short"]
+    code, out, _ = art("train", HERE, "--steps", "1", *shape, "--json")
+    assert code == 0
+    assert out.startswith("runs/short: 1 steps in ")
+    assert out.count("  level all  n=2 ") == out.count("  level   1  n=1 ") == 2
+    report = json.loads(out.splitlines()[-1])
+    assert report["run"] == "runs/short"
+    assert report["after"]["greedy"]["by_level"].keys() == {"1", "2"}
+    code, out, _ = art("train", "--resume", "short", "--steps", "2", "--json")
+    assert code == 0
+    assert json.loads(out.splitlines()[-1])["steps"] == 2
+    code, out, _ = art("eval", HERE, "--model", "short@2", "--n", "2", "--json")
+    assert code == 0
+    assert json.loads(out.splitlines()[-1])["n"] == 2
+
+
+def test_a_run_without_evaluation_reports_its_steps(project, art):
+    shape = ["--groups", "1", "--rollouts", "2", "--eval-n", "0", "--name", "plain"]
+    code, out, _ = art("train", HERE, "--steps", "0", *shape)
+    assert code == 0
+    assert re.fullmatch(r"runs/plain: 0 steps in \d+ s\n", out)
+
+
+def test_in_a_process_of_its_own_nothing_but_the_answer_is_written(project):
+    """A real server over stdio, real stderr: neither the servers nor the libraries leave a line."""
+    shutil.copy(CALCULATOR, project / "environments")
+    shutil.copy(Path(CALCULATOR).with_name("calculator_wordings.toml"), project / "environments")
+    code = "from art_mcp.cli.main import main; main()"
+    environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_DISABLE_PROGRESS_BARS"}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, "eval", "calculator", "--n", "4", "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert {"solved", "ci95", "reward", "n", "malformed_rate", "tool_error_rate", "turns_mean", "by_level"} <= found.keys()
+    assert found["by_level"]["1"].keys() >= {"solved", "n", "turns_mean"}

@@ -1,0 +1,148 @@
+"""A worker in a child process: the same numbers, its failures by name, and an end whoever dies first."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+
+import anyio
+import psutil
+import pytest
+from toys import draw_tokens, save_toy
+
+from art_mcp.errors import EngineError, ModelError, TrainError
+from art_mcp.local.remote import RemoteWorker
+from art_mcp.local.worker import Settings, Worker
+from art_mcp.types import LoraSpec, ModelSpec, Sample, SamplingParams, TrainConfig
+
+pytestmark = pytest.mark.anyio
+
+PROMPT = draw_tokens(12, seed="prompt")
+SETTINGS = Settings(deterministic=True, threads=1)
+CONFIG = TrainConfig(learning_rate=1e-3, sequence_ratio_bounds=(0.5, 2.0))
+ENDLESS = SamplingParams(max_tokens=15000)
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory):
+    return ModelSpec(source=str(save_toy(tmp_path_factory.mktemp("toy") / "toy", max_position_embeddings=20000)))
+
+
+@pytest.fixture(scope="module")
+def remote(spec):
+    worker = RemoteWorker("toy", ModelSpec(source=spec.source, lora=LoraSpec(rank=4)), SETTINGS)
+    yield worker
+    asyncio.run(worker.close())
+
+
+async def two_steps(worker):
+    """Everything that two training steps show to the outside."""
+    seen = []
+    for step in range(2):
+        samples = []
+        for number in range(4):
+            params = SamplingParams(10, 0.0 if number == 3 else 1.0, seed=10 * step + number)
+            done = await worker.sample(PROMPT, params=params, stop=frozenset(range(40)), shared=8)
+            span = done.span
+            on = (False,) * len(PROMPT) + (True,) * len(span.token_ids)
+            logprobs = (0.0,) * len(PROMPT) + span.logprobs
+            samples.append(Sample((*PROMPT, *span.token_ids), on, logprobs, 1.0 if number % 2 else -1.0))
+            seen.append(done)
+        seen.append((await worker.train(samples, CONFIG), worker.step, worker.policy))
+    return seen
+
+
+async def test_a_child_gives_the_numbers_of_this_process_to_the_last_bit(remote):
+    here = Worker("toy", ModelSpec(source=remote.facts["source"], lora=LoraSpec(rank=4)), SETTINGS)
+    assert remote.facts == here.facts
+    assert remote.context_length == here.context_length
+    wanted = await two_steps(here)
+    await here.close()
+    assert await two_steps(remote) == wanted
+
+
+async def test_failures_in_the_child_arrive_by_name(remote):
+    with pytest.raises(TrainError, match="a demonstration has no sampled log probabilities"):
+        await remote.train([Sample((1, 2), (False, True), None, 1.0)], CONFIG)
+    with pytest.raises(EngineError, match="does not fit a context of 20000 tokens"):
+        await remote.sample([1] * 20000, params=ENDLESS, stop=frozenset())
+    with pytest.raises(RuntimeError, match="ValueError"):
+        await remote.train([Sample((1, 2), (False, True), (0.0,), 1.0)], CONFIG)
+
+
+async def test_a_cancelled_request_is_cancelled_in_the_child_too(remote, tmp_path):
+    with anyio.move_on_after(0.2) as scope:
+        await remote.sample(PROMPT, params=ENDLESS, stop=frozenset())
+    assert scope.cancelled_caught
+    with anyio.fail_after(20):
+        await remote.save(tmp_path / "saved")  # waits until nothing is being sampled
+    assert (tmp_path / "saved" / "adapter_model.safetensors").exists()
+
+
+async def test_closing_ends_the_child_and_what_is_in_flight(remote):
+    processes = family(remote)
+    assert len(processes) == 3  # the launcher, its guard, the worker
+    pending = asyncio.create_task(remote.sample(PROMPT, params=ENDLESS, stop=frozenset()))
+    await asyncio.sleep(0)
+    with anyio.fail_after(8):  # less than the patience after which it would be killed
+        await remote.close()
+    assert psutil.wait_procs(processes, timeout=10)[1] == []
+    with pytest.raises(EngineError, match=r"closed|has ended \(exit code 0\)"):
+        await pending
+    with pytest.raises(EngineError, match=r"has ended \(exit code 0\)"):
+        await remote.sample(PROMPT, params=ENDLESS, stop=frozenset())
+    await remote.close()
+
+
+def family(worker):
+    launcher = psutil.Process(worker._process.pid)
+    return [launcher, *launcher.children(recursive=True)]
+
+
+async def test_a_child_that_is_killed_fails_what_waits_for_it_and_says_so(spec):
+    worker = RemoteWorker("toy", spec, SETTINGS)
+    processes = family(worker)
+    sampling = [asyncio.create_task(worker.sample(PROMPT, params=ENDLESS, stop=frozenset())) for _ in range(2)]
+    training = asyncio.create_task(worker.train([], CONFIG))
+    await asyncio.sleep(0)
+    (child,) = [process for process in processes if process.cmdline()[1] == "-m"]  # the others are the launcher's
+    child.send_signal(signal.SIGKILL)
+    with anyio.fail_after(20):
+        results = await asyncio.gather(*sampling, training, return_exceptions=True)
+    assert all(isinstance(result, EngineError) for result in results)
+    assert {str(result) for result in results} == {f"the worker process {processes[0].pid} has ended (killed by SIGKILL)"}
+    with pytest.raises(EngineError, match="killed by SIGKILL"):
+        await worker.train([Sample((1, 2) * 100000, (False, True) * 100000, None, 1.0)], CONFIG)
+    await worker.close()
+    assert psutil.wait_procs(processes, timeout=10)[1] == []
+
+
+async def test_a_model_that_cannot_be_loaded_is_refused_and_no_child_stays(tmp_path):
+    before = set(psutil.Process().children())
+    with pytest.raises(ModelError, match="no model folder at"):
+        await asyncio.to_thread(RemoteWorker, "toy", ModelSpec(source=str(tmp_path / "nowhere")), SETTINGS)
+    left = set(psutil.Process().children()) - before
+    assert psutil.wait_procs(left, timeout=10)[1] == []
+
+
+PARENT = """
+import psutil, sys
+from art_mcp.local.remote import RemoteWorker
+from art_mcp.local.worker import Settings
+from art_mcp.types import ModelSpec
+
+worker = RemoteWorker("toy", ModelSpec(source=sys.argv[1]), Settings(threads=1))
+print(*(child.pid for child in psutil.Process().children(recursive=True)), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_parent_that_is_killed_leaves_no_child(spec):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", PARENT, spec.source]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        processes = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
+        parent.send_signal(signal.SIGKILL)
+    assert len(processes) == 3
+    assert psutil.wait_procs(processes, timeout=15)[1] == []

@@ -1,0 +1,198 @@
+"""Environments: how one is found, what its rewards may be, and how its mistakes are told."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from art_mcp.environment import Environment, load_environment, takes_toolbox
+from art_mcp.errors import EnvironmentLoadError, RewardError, ToolServerError
+from art_mcp.types import Scenario, StopReason, Trajectory
+
+SMALLEST = """
+from art_mcp import Environment, Scenario
+
+environment = Environment(
+    servers=["sums.py:server"],
+    scenarios=lambda split: [Scenario(split, "2 + 3?")],
+    rewards={"correct": lambda trajectory: 1.0},
+)
+"""
+PLAYED = Trajectory(Scenario("s", "", facts={"answer": "5"}), "r", (), (), StopReason.ANSWERED)
+TOOLBOX = object()
+
+
+def make(**fields):
+    values = {"scenarios": lambda split: [Scenario("one", "")], "rewards": {"first": lambda t: 1.0}, "name": "mine", **fields}
+    return Environment(servers=[], **values)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    (tmp_path / "environments").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(project, text, name="sums"):
+    path = project / "environments" / f"{name}.py"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("name", ["sums", "environments/sums.py", "environments/sums.py:environment"])
+def test_an_environment_is_found_by_name_or_path(project, name):
+    path = write(project, SMALLEST)
+    found = load_environment(name)
+    assert [scenario.id for scenario in found.split("test")] == ["test"]
+    assert found.folder == path.parent.resolve()
+    assert found.name == "sums"
+
+
+def test_an_environment_is_found_in_an_installed_module(project, monkeypatch):
+    (project / "my_module_of_sums.py").write_text(SMALLEST.replace("environment =", "mine ="))
+    monkeypatch.syspath_prepend(project)
+    assert load_environment("my_module_of_sums:mine").split("train")
+
+
+def test_options_reach_the_function_that_makes_the_environment(project):
+    path = write(project, "")
+    path.write_text(
+        "from art_mcp import Environment, Scenario\n"
+        "def environment(levels='1', *, hard=False):\n"
+        "    if levels == '9':\n        raise ValueError('levels are 1 to 8')\n"
+        "    return Environment(servers=[], scenarios=lambda s: [Scenario(f'{levels} {hard}', '')], rewards={'r': len})\n"
+    )
+    assert load_environment("sums", levels="2", hard="true").split("train")[0].id == "2 true"
+    assert load_environment("sums").split("train")[0].id == "1 False"
+    with pytest.raises(EnvironmentLoadError, match="has no option level; it has levels, hard"):
+        load_environment("sums", level="2")
+    with pytest.raises(EnvironmentLoadError, match="'sums': levels are 1 to 8"):
+        load_environment("sums", levels="9")
+
+
+def test_options_for_an_environment_that_takes_none_are_refused(project):
+    write(project, SMALLEST)
+    with pytest.raises(EnvironmentLoadError, match="takes no options, got levels"):
+        load_environment("sums", levels="2")
+
+
+def test_a_wrong_name_is_told_with_the_names_there_are(project):
+    write(project, SMALLEST)
+    write(project, SMALLEST, "words")
+    with pytest.raises(EnvironmentLoadError, match=r"no environment at environments/sum\.py; there are: sums, words"):
+        load_environment("sum")
+    with pytest.raises(EnvironmentLoadError, match="run from the folder that holds environments/"):
+        load_environment("nowhere/sums.py")
+    with pytest.raises(EnvironmentLoadError, match="no_such_module"):
+        load_environment("no_such_module:environment")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("x = 1\n", "needs a value `environment`"),
+        ("environment = 3\n", "needs a value `environment`"),
+        ("def environment():\n    return 3\n", "needs a value `environment`"),
+        ("import nothing_of_this_name\n", r"ModuleNotFoundError: No module .*sums\.py, line 1"),
+        ("x = 1\n\nx.y\n", r"AttributeError: .*sums\.py, line 3"),
+        ("x = (\n", r"SyntaxError: .*sums\.py, line 1"),
+        (SMALLEST.replace('{"correct": lambda trajectory: 1.0}', "{}"), "needs a reward"),
+    ],
+)
+def test_a_broken_module_is_told_in_one_line_with_its_place(project, text, told):
+    write(project, text)
+    with pytest.raises(EnvironmentLoadError, match=told) as caught:
+        load_environment("sums")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_split_must_be_one_of_those_that_the_environment_names():
+    with pytest.raises(EnvironmentLoadError, match="'mine' has no split 'tset'; it has train, test"):
+        make().split("tset")
+    assert make(splits=["easy"]).split("easy")
+
+
+def test_an_empty_split_and_an_id_that_stands_twice_are_told():
+    with pytest.raises(EnvironmentLoadError, match="no scenarios in its split 'train'"):
+        make(scenarios=lambda split: []).split("train")
+    with pytest.raises(EnvironmentLoadError, match="2 scenarios of 'mine' have the id 'a'"):
+        make(scenarios=lambda split: [Scenario("a", ""), Scenario("b", ""), Scenario("a", "x")]).split("train")
+
+
+def test_what_a_scenarios_function_raises_is_told_with_its_place():
+    def broken(split):
+        return {"train": []}["no " + split]
+
+    with pytest.raises(EnvironmentLoadError, match=r"split 'test': KeyError: 'no test' \(.*test_environment\.py, line \d+\)"):
+        make(scenarios=broken).split("test")
+
+
+def test_solved_by_must_name_a_reward():
+    with pytest.raises(EnvironmentLoadError, match="solved_by is 'frist', but the rewards are first"):
+        make(solved_by="frist")
+
+
+async def later(trajectory):
+    return 0.25
+
+
+async def look(trajectory, toolbox):
+    return 2.0 if toolbox is TOOLBOX else 0.0
+
+
+@pytest.mark.anyio
+async def test_rewards_may_be_plain_or_async_and_ask_for_the_toolbox_and_are_added_up():
+    rewards = {"plain": lambda t: True, "later": later, "look": look, "bound": partial(look, toolbox=TOOLBOX)}
+    scored = await make(rewards=rewards).score(PLAYED, TOOLBOX)
+    assert scored.parts == {"plain": 1.0, "later": 0.25, "look": 2.0, "bound": 2.0}
+    assert scored.reward == 5.25
+    assert scored.trajectory is PLAYED
+
+
+def test_only_a_second_positional_parameter_without_a_default_asks_for_the_toolbox():
+    asks = [lambda t, box: 0.0, lambda t, /, toolbox: 0.0, look]
+    leaves = [lambda t: 0.0, lambda t, scale=2.0: 0.0, lambda t, *, box=None: 0.0, partial(look, toolbox=None), later]
+    assert [takes_toolbox(reward) for reward in asks] == [True] * 3
+    assert [takes_toolbox(reward) for reward in leaves] == [False] * 5
+
+
+def explode(trajectory):
+    return 1 / 0
+
+
+async def lose(trajectory, toolbox):
+    raise ToolServerError("server 'db' is gone")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("reward", "kind", "told"),
+    [
+        (explode, RewardError, r"reward 'r': ZeroDivisionError: division by zero \(.*test_environment\.py, line \d+\)"),
+        (lambda t: None, RewardError, "reward 'r': TypeError"),
+        (lambda t: "much", RewardError, "reward 'r': ValueError"),
+        (lambda t: float("nan"), RewardError, "reward 'r' gave nan"),
+        (lambda t: float("-inf"), RewardError, "reward 'r' gave -inf"),
+        (lambda: 1.0, RewardError, "reward 'r': TypeError"),
+        (lose, ToolServerError, "server 'db' is gone"),
+    ],
+)
+async def test_a_reward_that_fails_is_told_by_name_and_a_lost_server_stays_one(reward, kind, told):
+    with pytest.raises(kind, match=told):
+        await make(rewards={"fine": later, "r": reward}).score(PLAYED, TOOLBOX)
+
+
+@pytest.mark.parametrize(
+    ("parts", "solved"), [({"a": 1.0}, True), ({"a": 0.9}, False), ({"b": 1.0}, False), ({"a": 1.5}, True)]
+)
+def test_solved_means_that_the_first_reward_gave_1_unless_another_is_named(parts, solved):
+    rewards = {"a": later, "b": later}
+    assert make(rewards=rewards).solved(PLAYED.scored(0.0, parts)) is solved
+    swapped = {{"a": "b", "b": "a"}[name]: value for name, value in parts.items()}
+    assert make(rewards=rewards, solved_by="b").solved(PLAYED.scored(0.0, swapped)) is solved
+
+
+def test_the_packaged_environment_has_every_split_that_it_names():
+    environment = load_environment(str(Path(__file__).parents[1] / "environments" / "calculator.py"))
+    assert {split: bool(environment.split(split)) for split in environment.splits} == dict.fromkeys(environment.splits, True)

@@ -1,0 +1,278 @@
+"""Whole training runs of the packaged policy: repeated, in either process, stopped, killed, resumed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from time import monotonic
+
+import anyio
+import psutil
+import pytest
+import torch
+
+from art_mcp.agent.loop import Plan
+from art_mcp.errors import ConfigError, EnvironmentLoadError, RunError
+from art_mcp.store.run import Run
+from art_mcp.store.trajectories import read_rows
+from art_mcp.types import TrainConfig
+from art_mcp.wiring import training
+from art_mcp.wiring.stage import Setting, find_model
+
+HERE = Path(__file__).parent
+ENVIRONMENT = str(HERE / "calculator_here.py")
+SETTING = Setting(ENVIRONMENT, deterministic=True, in_process=True)
+PLAN = Plan(steps=4, groups=2, rollouts=4, save_every=2)
+ASKED = training.Training(SETTING, PLAN, TrainConfig(learning_rate=1e-3), eval_n=2)
+MAIN = "from art_mcp.cli.main import main; main()"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Sums over several threads are not the same to the last bit as over one, which is what a child process here has."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A run of four steps that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("straight")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        report, _ = train(ASKED, "straight")
+    return Run(folder / "runs" / "straight"), report
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return tmp_path
+
+
+def train(asked, name):
+    stream = StringIO()
+    return anyio.run(lambda: training.train(asked, name=name, stream=stream)), stream.getvalue()
+
+
+def resume(name, **plan):
+    return anyio.run(lambda: training.resume(name, plan=plan, stream=StringIO()))
+
+
+def run_at(project, name):
+    return Run(project / "runs" / name)
+
+
+def trajectories(run):
+    return {path.name: path.read_bytes() for path in sorted((run.folder / "trajectories").iterdir())}
+
+
+def timeless(run):
+    return [{key: value for key, value in line.items() if not key.startswith("seconds")} for line in run.read_metrics()]
+
+
+def weights(run, step):
+    return {name: (run.checkpoint(step) / name).read_bytes() for name in ("model.safetensors", "trainer.json")}
+
+
+def same(run, other, *, steps=4):
+    """The same trajectories, metrics and weights, to the last bit."""
+    names = [f"step-{step:06d}.parquet" for step in range(steps)]
+    assert list(trajectories(run)) == names
+    assert {name: trajectories(other)[name] for name in names} == trajectories(run)
+    assert timeless(run) == timeless(other)[:steps]
+    assert weights(run, steps) == weights(other, steps)
+    return True
+
+
+def test_a_run_learns_from_what_it_recorded(straight):
+    run, report = straight
+    rows = [row for path in sorted((run.folder / "trajectories").iterdir()) for row in read_rows(path)]
+    assert len(rows) == 4 * 2 * 4
+    assert {(span.policy_version, row["step"]) for row in rows for span in row["spans"] if span.logprobs is not None} == {
+        (step, step) for step in range(4)
+    }
+    assert any(row["tool_calls"] for row in rows)
+    assert weights(run, 2) != weights(run, 4)
+    assert [line["step"] for line in run.read_metrics()] == [0, 1, 2, 3]
+    means = [sum(row["reward"] for row in rows if row["step"] == step) / 8 for step in range(4)]
+    assert [line["reward"] for line in run.read_metrics()] == pytest.approx(means)
+    assert run.checkpoints() == [2, 4]
+    assert (run.folder / "reward.png").stat().st_size > 1000
+    assert report["steps"] == 4
+    assert report["before"]["greedy"]["n"] == report["after"]["sampled"]["n"] == 2
+
+
+def test_the_manifest_holds_everything_that_is_needed_to_repeat_a_run(straight):
+    run, report = straight
+    manifest = run.manifest
+    assert training.read_training(run) == ASKED
+    assert manifest["status"] == "finished"
+    assert {"python", "torch", "transformers", "mcp", "tokenizers"} <= {name for name, v in manifest["versions"].items() if v}
+    assert manifest["model"].keys() >= {"source", "parameters", "dtype", "quantization", "weights_sha256", "in_process"}
+    for name in ("template_sha256", "tool_schema_sha256", "opening_sha256"):
+        assert len(manifest[name]) == 64
+    assert len({manifest[name] for name in ("template_sha256", "tool_schema_sha256", "opening_sha256")}) == 3
+    assert manifest["tools"] == ["add", "subtract", "multiply", "divide"]
+    assert manifest["seconds"].keys() == {"start", "evaluate_before", "train", "evaluate_after"}
+    assert all(seconds > 0 for seconds in manifest["seconds"].values())
+    assert (manifest["before"], manifest["after"], manifest["steps"]) == (report["before"], report["after"], 4)
+
+
+def test_the_same_seed_makes_the_same_run_and_another_seed_another(straight, project):
+    short = replace(ASKED, plan=replace(PLAN, steps=2), eval_n=0)
+    train(short, "again")
+    assert same(run_at(project, "again"), straight[0], steps=2)
+    train(replace(short, plan=replace(short.plan, seed=1)), "other")
+    assert timeless(run_at(project, "other")) != timeless(straight[0])[:2]
+
+
+def test_a_child_process_makes_the_same_run(straight, project):
+    setting = replace(SETTING, in_process=False)
+    train(replace(ASKED, setting=setting, plan=replace(PLAN, steps=2), eval_n=0), "child")
+    assert same(run_at(project, "child"), straight[0], steps=2)
+    assert run_at(project, "child").manifest["model"]["in_process"] is False
+
+
+def test_a_run_that_was_stopped_and_resumed_takes_the_steps_of_one_that_never_was(straight, project):
+    train(replace(ASKED, plan=replace(PLAN, steps=2)), "parts")
+    report = resume("parts", steps=4)
+    run = run_at(project, "parts")
+    assert same(run, straight[0])
+    assert report["before"] == straight[1]["before"]
+    assert report["after"] == straight[1]["after"]
+    totals = [line["seconds_total"] for line in run.read_metrics()]
+    assert totals == sorted(totals)
+    assert run.manifest["resumed"][0]["step"] == 2
+    assert run.manifest["model"]["source"] == "tiny"
+
+
+def test_a_resumed_run_with_nothing_left_to_do_changes_nothing(straight, project):
+    shutil.copytree(straight[0].folder, project / "runs" / "done")
+    before = run_at(project, "done").checkpoint(4).stat().st_mtime_ns
+    assert resume("done")["train_seconds"] >= run_at(project, "done").read_metrics()[-1]["seconds_total"]
+    assert same(run_at(project, "done"), straight[0])
+    assert run_at(project, "done").checkpoint(4).stat().st_mtime_ns == before
+
+
+def test_a_run_without_a_checkpoint_is_resumed_from_its_start_and_new_limits_replace_the_old(straight, project):
+    spent = replace(ASKED, plan=replace(PLAN, steps=None, seconds=0.0), eval_n=0)
+    train(spent, "early")
+    run = run_at(project, "early")
+    shutil.rmtree(run.folder / "checkpoints")
+    run.metrics(0, {"reward": 0.5})
+    resume("early", steps=2)
+    assert same(run, straight[0], steps=2)
+
+
+def command(*args):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    # a session of its own, as a terminal's foreground job has: signals reach every process in it
+    return subprocess.Popen([sys.executable, "-c", MAIN, *args], env=environment, text=True, start_new_session=True, **pipes)
+
+
+def endless(name, *more):
+    """A run in a process of its own, once it has recorded three steps."""
+    shape = ["--groups", "2", "--rollouts", "4", "--lr", "1e-3", "--save-every", "2", "--eval-n", "0", "--deterministic"]
+    process = command("train", ENVIRONMENT, "--steps", "100000", "--name", name, *shape, *more)
+    metrics = Path("runs") / name / "metrics.jsonl"
+    deadline = monotonic() + 90
+    while not metrics.exists() or metrics.read_text().count("\n") < 3:
+        assert monotonic() < deadline
+        try:
+            process.wait(0.05)
+        except subprocess.TimeoutExpired:
+            continue
+        raise AssertionError(process.communicate())
+    return process
+
+
+def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(straight, project):
+    process = endless("killed", "--in-process")
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    run = run_at(project, "killed")
+    assert run.manifest["status"] == "running"
+    assert run.checkpoints()
+    for step in run.checkpoints():  # as if the kill had come right after the first checkpoint, in the middle of a line
+        if step > 2:
+            shutil.rmtree(run.checkpoint(step))
+    with (run.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "rew')
+    resume("killed", steps=4)
+    assert same(run, straight[0])
+    assert run.manifest["status"] == "finished"
+
+
+def test_an_interrupted_run_says_how_it_goes_on_and_leaves_no_process(project):
+    process = endless("interrupted", "--child-process")
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    run = run_at(project, "interrupted")
+    (last,) = run.checkpoints()[-1:]
+    assert process.returncode == 130
+    assert output == ""
+    assert errors == f"stopped after {last} steps; to go on: art-mcp train --resume runs/interrupted\n"
+    assert run.manifest["status"] == "stopped"
+    assert last == len(run.read_metrics()) >= 3
+    assert children
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    resume("interrupted", steps=last + 1)
+    assert [line["step"] for line in run.read_metrics()] == list(range(last + 1))
+
+
+def test_a_mistake_leaves_no_run_behind(project):
+    with pytest.raises(EnvironmentLoadError):
+        train(replace(ASKED, setting=replace(SETTING, environment="nothing")), "typo")
+    (project / "config.json").write_text(json.dumps({"mcpServers": {"calc": {"command": "python", "args": []}}}))
+    calculator = str(HERE.parents[1] / "environments" / "calculator.py")
+    with pytest.raises(ConfigError, match="no server 'calculator'"):
+        train(replace(ASKED, setting=replace(SETTING, environment=calculator)), "typo")
+    assert not (project / "runs").exists()
+
+
+def test_a_name_that_is_taken_is_refused_before_anything_is_opened(straight, project):
+    shutil.copytree(straight[0].folder, project / "runs" / "mine")
+    with pytest.raises(RunError, match="runs/mine exists already"):
+        train(replace(ASKED, setting=replace(SETTING, environment="nothing")), "mine")
+
+
+def test_a_manifest_of_another_version_cannot_be_resumed_and_is_told(project):
+    run = run_at(project, "old")
+    run.folder.mkdir(parents=True)
+    for manifest in ({}, {"training": {"setting": {}, "plan": {"epochs": 3}, "config": {}}}):
+        run.describe(manifest)
+        with pytest.raises(RunError, match="runs/old: its manifest is not one that can be resumed"):
+            resume("old")
+
+
+def test_a_model_may_be_named_by_its_run_and_step(straight, project):
+    shutil.copytree(straight[0].folder, project / "runs" / "mine")
+    (project / "runs" / "latest").symlink_to("mine")
+    assert find_model("mine") == find_model("runs/latest") == find_model("runs/mine") == "runs/mine/checkpoints/step-000004"
+    assert find_model("mine@2") == find_model("runs/mine@000002") == "runs/mine/checkpoints/step-000002"
+    for text in ("mine@3", "mine@x"):
+        with pytest.raises(RunError, match=r"no checkpoint of step .*; it has 2, 4"):
+            find_model(text)
+    for text in ("runs/mien", "mien@2"):
+        with pytest.raises(RunError, match=r"no run at runs/mien .*there are mine"):
+            find_model(text)
+    assert find_model("Qwen/Qwen2.5-0.5B") == "Qwen/Qwen2.5-0.5B"
+
+
+def test_a_run_may_have_the_name_of_the_packaged_model(project):
+    folder = project / "runs" / "tiny" / "checkpoints" / "step-000001"
+    folder.mkdir(parents=True)
+    run_at(project, "tiny").describe({})
+    assert find_model("tiny") == "tiny"
+    assert find_model("runs/tiny") == "runs/tiny/checkpoints/step-000001"
