@@ -301,7 +301,7 @@ class TrainConfig:
     """The objective and the optimizer. The defaults are DESIGN section 6's: group mean baseline, CISPO weight, token mean."""
 
     learning_rate: float | None = None
-    """None: 1e-4 for LoRA and for models under 10 M parameters, 1e-5 otherwise."""
+    """None: 1e-4 for LoRA, 1.5e-4 for models under 10 M parameters, 1e-5 otherwise."""
     objective: Literal["cispo", "ppo", "gspo"] = "cispo"
     baseline: Literal["mean", "leave_one_out"] = "mean"
     scale_advantages: bool = False

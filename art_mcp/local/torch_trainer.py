@@ -50,9 +50,11 @@ class TorchTrainer:
         self._reference: Decoder | None = None
 
     def default_learning_rate(self) -> float:
-        """1e-4 for LoRA and for models under 10 M parameters, 1e-5 for the full weights of larger ones."""
+        """1e-4 for LoRA, 1.5e-4 for models under 10 M parameters, 1e-5 for the full weights of larger ones."""
         small = sum(parameter.numel() for parameter in self.model.parameters()) < LARGE_MODEL
-        return 1e-4 if self._adapters or small else 1e-5
+        if self._adapters:
+            return 1e-4
+        return 1.5e-4 if small else 1e-5
 
     def step(self, samples: Sequence[Sample], config: TrainConfig, *, step: int) -> dict[str, float]:
         """One optimizer step over the whole batch; `step` counts from 0 and drives the warm-up.

@@ -272,7 +272,7 @@ def test_a_learning_rate_of_zero_is_not_the_default():
 
 def test_learning_rates_by_default(monkeypatch):
     trainer = TorchTrainer(make_model())
-    assert trainer.step([make_sample(1)], PLAIN, step=9)["learning_rate"] == 1e-4
+    assert trainer.step([make_sample(1)], PLAIN, step=9)["learning_rate"] == 1.5e-4
     monkeypatch.setattr(torch_trainer, "LARGE_MODEL", 1000)
     assert trainer.step([make_sample(1)], PLAIN, step=9)["learning_rate"] == 1e-5
     assert TorchTrainer(with_adapters(make_model())).default_learning_rate() == 1e-4
