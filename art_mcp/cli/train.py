@@ -15,7 +15,7 @@ EXAMPLE = "Example: art-mcp train calculator --seconds 170"
 DEFAULT_STEPS = 200
 
 EnvironmentOrNone = Annotated[str | None, typer.Argument(metavar="ENV", help="The environment (not needed with --resume).")]
-LearningRate = Annotated[float | None, typer.Option("--lr", min=0, help="Default: 1e-4 (LoRA), 1.5e-4 (tiny models), else 1e-5.")]
+LearningRate = Annotated[float | None, typer.Option("--lr", min=0, help="Default: 1e-4 (LoRA), 1.5e-4 (tiny), else 1e-5.")]
 Control = Annotated[
     Literal["none", "shuffled"],
     typer.Option("--control", help="shuffled: deal the rewards out anew, so nothing is learned."),
