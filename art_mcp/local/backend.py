@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+import anyio
 import torch
 
 from art_mcp.core.samples import make_samples
@@ -99,10 +100,11 @@ class LocalBackend:
         return {**self._worker(trainable).facts, "in_process": self.in_process}
 
     async def close(self) -> None:
-        """Ends the engines and the child processes."""
-        while self._workers:
-            _, worker = self._workers.popitem()
-            await worker.close()
+        """Ends the engines and the child processes, even when the caller is being cancelled."""
+        with anyio.CancelScope(shield=True):
+            while self._workers:
+                _, worker = self._workers.popitem()
+                await worker.close()
 
     def _worker(self, trainable: Trainable) -> AnyWorker:
         worker = self._workers.get(trainable.name)

@@ -122,8 +122,10 @@ class TorchTrainer:
         return self._accumulate(self._weighted(samples, config), config)
 
     def _begin(self, samples: Sequence[Sample]) -> None:
-        """Forgets the gradients of a step that failed half-way, and refuses what cannot be scored."""
+        """Forgets the gradients of a step that failed half-way, and refuses what cannot be trained or scored."""
         self.optimizer.zero_grad(set_to_none=True)
+        if any(parameter.dtype.itemsize < 4 for parameter in self._parameters):
+            raise TrainError("weights in half precision lose most of every step to rounding: load float32, or train LoRA")
         if any(sample.trainable[:1] == (True,) for sample in samples):
             raise TrainError("the first token of a sample follows nothing, so it cannot be trained on: begin with a prompt")
 

@@ -197,6 +197,8 @@ class Batch:
         parents = torch.tensor([state for state, _ in children])
         states = len(self._positions)
         if len(set(self._state_of)) == len(children) and len(children) * 4 > states * 3:
+            # a state that serves no row stays at position 0: learned positions end where the context does
+            self._positions = torch.zeros_like(self._positions).index_copy_(0, parents, self._positions[parents])
             return torch.zeros(states, dtype=torch.long).index_copy_(0, parents, tokens)
         self._state_of = places
         self._buffer, self._mask, self._positions = self._buffer[:, :, parents], self._mask[parents], self._positions[parents]
@@ -216,8 +218,8 @@ class Batch:
 
     def _draw(self) -> tuple[Tensor, Tensor]:
         """Log probabilities (rows, vocabulary) and the drawn tokens (rows,), by inverting the cumulative distribution."""
-        temperature = torch.tensor([row.temperature or 1.0 for row in self.rows])[:, None]
         logits = self._logits[torch.tensor(self._state_of)]
+        temperature = torch.tensor([row.temperature or 1.0 for row in self.rows], dtype=logits.dtype)[:, None]
         log_probs = torch.log_softmax(logits / temperature, dim=-1)
         # what a cancelled row draws is ignored
         numbers = [0.5 if row.finished else row.uniforms[len(row.sampled)] for row in self.rows]

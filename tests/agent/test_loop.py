@@ -41,6 +41,7 @@ class Notebook:
         self.lines[step] = values
 
     async def save(self, step):
+        await anyio.lowlevel.checkpoint()  # writing takes time, in which it could be cancelled
         self.events.append(f"save {step}")
 
     @property

@@ -1,5 +1,8 @@
 """A worker in this process, and the backend that makes it: sampling and training on the same weights."""
 
+import threading
+
+import anyio
 import pytest
 import torch
 from toys import draw_tokens, log_probs_of, save_toy
@@ -140,3 +143,14 @@ async def test_a_backend_trains_the_models_that_are_registered_with_it(tmp_path,
     assert (tmp_path / "saved" / "model.safetensors").exists()
     with pytest.raises(ModelError, match="not registered"):
         await model.get_step()
+
+
+async def test_a_backend_is_closed_even_when_its_block_is_cancelled(toy):
+    models = [TrainableModel(name=name, base_model=str(toy)) for name in ("a", "b")]
+    with anyio.CancelScope() as scope:
+        async with LocalBackend(in_process=True) as backend:
+            for model in models:
+                await model.register(backend)
+                await play(model.sampler(), 1)
+            scope.cancel()
+    assert not any(thread.name == "art-mcp-engine" for thread in threading.enumerate())

@@ -2,7 +2,6 @@
 
 import random
 
-import pytest
 import torch
 from toys import draw_tokens, log_probs_of, shared_decoder, shared_model
 
@@ -110,16 +109,6 @@ def test_an_equal_prompt_is_computed_once():
     assert len(batch.rows) == 8
     run_to_end(batch)
     check(rows)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_other_precisions_go_all_the_way(dtype):
-    decoder = shared_decoder()
-    row = make_row(3, max_tokens=5)
-    with torch.inference_mode():
-        batch = Batch(decoder, compute_prefix(decoder, OPENING, torch.float32), dtype)
-    assert batch._buffer.dtype == batch._mask.dtype == dtype
-    assert not row.finished
 
 
 def test_histories_forget_what_was_used_longest_ago_first():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from toys import (
     CONTEXT,
+    FALLBACK,
     VOCABULARY,
     Watched,
     draw_tokens,
@@ -21,9 +22,10 @@ from toys import (
 )
 
 from art_mcp.errors import EngineError
+from art_mcp.local.torch_trainer import TorchTrainer
 from art_mcp.sampling.decoder import make_decoder
 from art_mcp.sampling.transformers_engine import PREFIXES
-from art_mcp.types import SamplingParams
+from art_mcp.types import Sample, SamplingParams
 
 pytestmark = pytest.mark.anyio
 
@@ -106,6 +108,20 @@ async def test_the_seed_alone_decides(engine):
     first = await asyncio.gather(*(ids(seed) for seed in range(8)))
     assert len(set(first)) == 8
     assert await asyncio.gather(*(ids(seed) for seed in reversed(range(8)))) == first[::-1]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.1), (torch.float64, 1e-9)])
+async def test_other_precisions_go_all_the_way(dtype, tolerance):
+    trainer = TorchTrainer(make_model().to(dtype))
+    engine = open_engine(trainer.decoder, dtype=dtype)
+    turns = await talk_at_once(engine, range(6))
+    engine.close()
+    for tokens, params, completion in turns:
+        trainable = (False,) * len(tokens) + (True,) * len(completion.span.token_ids)
+        sample = Sample((*tokens, *completion.span.token_ids), trainable, (0.0,) * len(trainable), 1.0)
+        again = trainer.score([sample], prefix=0, temperature=params.temperature or 1.0).log_probs
+        got = torch.tensor(completion.span.logprobs, dtype=torch.float64)
+        assert float((got - again.detach().double()).abs().mean()) < tolerance
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0])
@@ -287,6 +303,16 @@ async def test_a_turn_ends_where_the_context_does(engine):
     assert len(completion.span.token_ids) == 5
     assert not completion.stopped
     check([(tokens, params, completion)])
+
+
+async def test_a_turn_that_reached_the_end_of_the_context_leaves_the_others_alone():
+    model = make_model(FALLBACK["gpt2, learned positions"])
+    engine = open_engine(make_decoder(model))
+    asked = [(draw_tokens(CONTEXT - 3, seed=0), SamplingParams(50))]
+    asked += [(draw_tokens(2, seed=number), SamplingParams(60, 1.0, number)) for number in range(1, 9)]
+    done = await asyncio.gather(*(engine.sample(tokens, params=params, stop=frozenset()) for tokens, params in asked))
+    engine.close()
+    check([(tokens, params, completion) for (tokens, params), completion in zip(asked, done, strict=True)], model)
 
 
 async def test_deterministic_results_do_not_depend_on_order_or_company():

@@ -45,6 +45,7 @@ LEAN: dict[str, tuple[str, dict[str, Any]]] = {
 
 FALLBACK: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox": ("GPTNeoXConfig", WIDE | {"intermediate_size": 48}),
+    "gpt2, learned positions": ("GPT2Config", WIDE),
     "phi": ("PhiConfig", GROUPED),
     "olmo2": ("Olmo2Config", GROUPED),
     "gemma2, capped logits": ("Gemma2Config", GROUPED | {"head_dim": 16, "final_logit_softcapping": 3.0}),
@@ -56,9 +57,9 @@ FALLBACK: dict[str, tuple[str, dict[str, Any]]] = {
 """Served by TransformersDecoder."""
 
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
-    "a sliding window": ("MistralConfig", GROUPED | {"sliding_window": 8}),
-    "a sliding window in some layers": ("Gemma3TextConfig", GROUPED | {"head_dim": 16, "sliding_window": 8}),
-    "local attention": ("GPTNeoConfig", LOCAL | {"attention_types": [[["global", "local"], 1]], "window_size": 8}),
+    "a sliding window": ("MistralConfig", GROUPED | {"sliding_window": 32}),
+    "a sliding window in some layers": ("Gemma3TextConfig", GROUPED | {"head_dim": 16, "sliding_window": 32}),
+    "local attention": ("GPTNeoConfig", LOCAL | {"attention_types": [[["global", "local"], 1]], "window_size": 32}),
     "linear biases for positions": ("MptConfig", {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": CONTEXT}),
     "biases made of a plain mask": ("BloomConfig", {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
     "keys of a latent": (
