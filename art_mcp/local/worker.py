@@ -17,10 +17,14 @@ from art_mcp.local.torch_trainer import TorchTrainer
 from art_mcp.sampling.transformers_engine import TransformersEngine
 from art_mcp.types import Completion, ModelSpec, Policy, Sample, SamplingParams, TrainConfig
 
+SMALL_MODEL = 10_000_000
+"""Parameters below which one thread samples faster than several."""
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a worker runs: `deterministic` fixes the batches; `threads` None leaves torch's own choice."""
+    """How a worker runs: `deterministic` fixes the batches; `threads` None: all cores for a training step and for sampling
+    a large model, one for sampling a small one, whose operations are too short to share."""
 
     deterministic: bool = False
     max_batch: int = 128
@@ -31,10 +35,11 @@ class Worker:
     """One model with its engine and its trainer. Everything that touches torch runs on the engine's thread."""
 
     def __init__(self, name: str, spec: ModelSpec, settings: Settings) -> None:
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
         loaded = load_model(spec)
         self.facts: dict[str, Any] = loaded.facts
+        self._threads = settings.threads or torch.get_num_threads()
+        small = loaded.facts["parameters"] < SMALL_MODEL
+        self._sampling_threads = 1 if small and settings.threads is None else self._threads
         self.trainer = TorchTrainer(loaded.model)
         self._tokenizer = loaded.tokenizer
         self.step = load_checkpoint(Path(spec.source), self.trainer) if spec.resume else 0
@@ -45,6 +50,7 @@ class Worker:
             dtype=DTYPES[spec.dtype],
             max_batch=settings.max_batch,
             deterministic=settings.deterministic,
+            threads=self._sampling_threads,
         )
 
     @property
@@ -73,7 +79,11 @@ class Worker:
         await asyncio.to_thread(self.engine.close)
 
     def _train(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
-        metrics = self.trainer.step(samples, config, step=self.step)
+        torch.set_num_threads(self._threads)
+        try:
+            metrics = self.trainer.step(samples, config, step=self.step)
+        finally:
+            torch.set_num_threads(self._sampling_threads)
         self.step += 1
         self.engine.publish(self.step)
         return metrics

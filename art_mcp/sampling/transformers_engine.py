@@ -75,8 +75,9 @@ class TransformersEngine:
         max_batch: int = 128,
         history_tokens: int | None = None,
         deterministic: bool = False,
+        threads: int | None = None,
     ) -> None:
-        self._decoder, self._dtype, self._policy = decoder, dtype, policy
+        self._decoder, self._dtype, self._policy, self._threads = decoder, dtype, policy, threads
         self._context, self._deterministic = context_length, deterministic
         self._max_batch = 1 if deterministic else max_batch
         token_bytes = 2 * math.prod(decoder.kv_shape) * dtype.itemsize
@@ -150,6 +151,8 @@ class TransformersEngine:
             self._wake.notify()
 
     def _work(self) -> None:
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
         try:
             while self._turn():
                 pass
