@@ -17,8 +17,12 @@ from art_mcp.local.torch_trainer import TorchTrainer
 from art_mcp.sampling.transformers_engine import TransformersEngine
 from art_mcp.types import Completion, ModelSpec, Policy, Sample, SamplingParams, TrainConfig
 
+ALL_THREADS = torch.get_num_threads()
+"""torch's own choice, looked up before any worker's thread changes it for the whole process."""
 SMALL_MODEL = 10_000_000
 """Parameters below which one thread samples faster than several."""
+THREADS = torch.get_num_threads()
+"""Torch's own choice, asked for before any worker changes it: a run that is resumed in the same process gets the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ class Worker:
     def __init__(self, name: str, spec: ModelSpec, settings: Settings) -> None:
         loaded = load_model(spec)
         self.facts: dict[str, Any] = loaded.facts
-        self._threads = settings.threads or torch.get_num_threads()
+        self._threads = settings.threads or ALL_THREADS
         small = loaded.facts["parameters"] < SMALL_MODEL
         self._sampling_threads = 1 if small and settings.threads is None else self._threads
         self.trainer = TorchTrainer(loaded.model)

@@ -95,6 +95,18 @@ def test_keys_can_be_kept_before_those_of_the_last_token_are_computed():
         assert states.shape[3] == len(row.prompt) + len(row.sampled) - 1
 
 
+def test_only_finished_turns_are_kept():
+    histories = Histories()
+    rows = [make_row(number, max_tokens=4) for number in range(3)]
+    rows[0].cancelled = True
+    batch = start(rows)
+    advance(batch, histories)
+    assert rows[0] not in batch.rows
+    assert histories.tokens == 0 or any(row.stopped for row in rows)
+    run_to_end(batch, histories)
+    assert histories.tokens == sum(len(row.prompt) + len(row.sampled) - 1 for row in rows[1:])
+
+
 def test_long_prompts_are_computed_a_few_at_a_time_with_the_same_numbers(monkeypatch):
     monkeypatch.setattr(batches, "PREFILL_CELLS", 3000)
     rows = [make_row(number) for number in range(12)]
