@@ -69,7 +69,9 @@ def load_model(spec: ModelSpec) -> Loaded:
 def load_weights(source: str, dtype: torch.dtype) -> Any:
     """The model with every one of its weights: transformers would draw at random those that the files lack."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # a command's progress is its own line, and nothing else
     loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
     model, report = loaded
     missing = sorted(report["missing_keys"])
