@@ -21,8 +21,6 @@ ALL_THREADS = torch.get_num_threads()
 """torch's own choice, looked up before any worker's thread changes it for the whole process."""
 SMALL_MODEL = 10_000_000
 """Parameters below which one thread samples faster than several."""
-THREADS = torch.get_num_threads()
-"""Torch's own choice, asked for before any worker changes it: a run that is resumed in the same process gets the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +39,8 @@ class Worker:
     def __init__(self, name: str, spec: ModelSpec, settings: Settings) -> None:
         loaded = load_model(spec)
         self.facts: dict[str, Any] = loaded.facts
-        self._threads = settings.threads or ALL_THREADS
+        # how a product is cut among threads changes its last bits
+        self._threads = settings.threads or (1 if settings.deterministic else ALL_THREADS)
         small = loaded.facts["parameters"] < SMALL_MODEL
         self._sampling_threads = 1 if small and settings.threads is None else self._threads
         self.trainer = TorchTrainer(loaded.model)
