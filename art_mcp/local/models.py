@@ -79,6 +79,9 @@ def load_weights(source: str, dtype: torch.dtype) -> Any:
         raise ModelError(
             f"{source} lacks {len(missing)} of its weights, {missing[0]} first: its config.json is another model's"
         )
+    for parameter in model.parameters():
+        # a weight that lies in a mapped file may be aligned otherwise, and a product of it then has other last bits
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
     return model
 
 
