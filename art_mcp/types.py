@@ -284,16 +284,20 @@ class LoraSpec:
 class ModelSpec:
     """What to load: a folder, a hub id, or "tiny" (the policy in this package). `lora` None means full weights.
 
-    `resume`: `source` is a checkpoint, whose optimizer, RNG and step are restored too. `lenient`: calls outside the
-    template's own form (bare or fenced JSON) are read as well.
+    `dtype` "auto": bfloat16 for LoRA on a GPU, float32 otherwise (all weights in half precision would lose their steps to
+    rounding; on a GPU the products of float32 weights are in bfloat16). `resume`: `source` is a checkpoint, whose optimizer,
+    RNG and step are restored too. `lenient`: calls outside the template's own form (bare or fenced JSON) are read as well.
+    `load_in_4bit`, `exact_model`: for Unsloth, which replaces the models of hubs by its own builds unless told not to.
     """
 
     source: str = "tiny"
     lora: LoraSpec | None = None
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     seed: int = 0
     resume: bool = False
     lenient: bool = False
+    load_in_4bit: bool = False
+    exact_model: bool = False
 
 
 @dataclass(frozen=True, slots=True)

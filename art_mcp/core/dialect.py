@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, TypeAlias
 
 from art_mcp.core.parse import Parsed, parse_calls
+from art_mcp.core.sandbox import plain
 from art_mcp.core.template import USER, ChatTemplate
 from art_mcp.errors import TemplateError
 from art_mcp.ports import Tokenizer
@@ -17,6 +19,21 @@ Parse: TypeAlias = Callable[[str, Sequence[Tool]], Parsed]
 
 HEADS = 64
 """How many shared openings are kept as tokens: one for each system message and set of tools that is in use at a time."""
+OPENINGS = 256
+"""How many whole openings: the rollouts of a group have the same one."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Offer:
+    """Tools that are equal only if they are the very same ones: what they say of themselves is long."""
+
+    tools: Sequence[Tool]
+
+    def __hash__(self) -> int:
+        return id(self.tools)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Offer) and other.tools is self.tools
 
 
 class TemplateDialect:
@@ -28,6 +45,7 @@ class TemplateDialect:
         self._tokenizer, self._template, self._parse = tokenizer, template, parse
         self._stops = {token: tokenizer.decode([token]) for token in stop_token_ids}
         self._split = lru_cache(maxsize=HEADS)(self._find_split)
+        self._opening = lru_cache(maxsize=OPENINGS)(self._find_opening)
 
     @property
     def stop_token_ids(self) -> frozenset[int]:
@@ -35,9 +53,13 @@ class TemplateDialect:
 
     def opening(self, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[list[int], list[int]]:
         """The first prompt: the shared part (empty where the tokenizer would not cut there), and the rest."""
-        shared, rest = self._template.opening_text(messages, tools)
+        head, rest = self._opening(json.dumps(plain(messages)), Offer(tools))
+        return list(head), list(rest)
+
+    def _find_opening(self, messages: str, offer: Offer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        shared, rest = self._template.opening_text(json.loads(messages), offer.tools)
         head = self._split(shared)
-        return list(head), self._tokenizer.encode(rest if head else shared + rest)
+        return head, tuple(self._tokenizer.encode(rest if head else shared + rest))
 
     def bridge(self, reply: Message, following: Sequence[Message], last_token: int) -> list[int]:
         """The tokens between the policy's turn and its next one; only what is new is rendered and tokenized."""

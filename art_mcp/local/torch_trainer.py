@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,16 @@ from torch.utils.checkpoint import checkpoint
 from art_mcp.core.samples import common_prefix
 from art_mcp.errors import TrainError
 from art_mcp.local import loss
-from art_mcp.sampling.decoder import Decoder, NoCache, causal_mask, compute_prefix, make_decoder
+from art_mcp.local.packing import Row, micro_batches, pack, plan_rows
+from art_mcp.sampling.decoder import MASKED, Decoder, LeanDecoder, NoCache, Prefix, compute_prefix, make_decoder, on
 from art_mcp.types import Sample, TrainConfig
 
 CONSTANT_LENGTH = 256
 """Tokens by which `normalize="constant"` divides each sample."""
 LOGIT_CELLS = 2**25
 """Logits kept at once: with a large vocabulary they are computed in chunks, and again in the backward pass."""
+RECOMPUTED_MODEL = 1_000_000_000
+"""Parameters from which activations on a GPU are computed again in the backward pass rather than kept."""
 LARGE_MODEL = 10_000_000
 """Parameters from which full training takes the smaller default learning rate."""
 
@@ -42,9 +45,13 @@ class TorchTrainer:
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        self.device: torch.device = next(model.parameters()).device
         self.decoder = make_decoder(model)
+        if isinstance(self.decoder, LeanDecoder):
+            parameters = sum(parameter.numel() for parameter in model.parameters())
+            self.decoder.checkpoints = self.device.type == "cuda" and parameters > RECOMPUTED_MODEL
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._dtype: torch.dtype = next(model.parameters()).dtype
+        self.dtype: torch.dtype = next(model.parameters()).dtype
         self.optimizer = torch.optim.AdamW(self._parameters, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0)
         self._adapters = hasattr(model, "peft_config")
         self._reference: Decoder | None = None
@@ -81,37 +88,69 @@ class TorchTrainer:
         total = sum(sum(sample.trainable) for sample in samples)
         if not total:
             raise TrainError("demonstrations without a token to learn teach nothing")
-        prefix = common_prefix(samples) if config.share_prefix else 0
         summed = 0.0
-        for chunk in micro_batches(samples, prefix, config.micro_batch_tokens):
-            scores = self.score(chunk, prefix=prefix, temperature=1.0)
-            value = loss.supervised_loss(scores.log_probs).sum() / total
-            backward(value)
-            summed += value.item()
+        with self.opened(samples, config) as (opening, batches):
+            for batch in batches:
+                value = loss.supervised_loss(self.score_rows(batch, opening, temperature=1.0).log_probs).sum() / total
+                backward(value)
+                summed += value.item()
         norm = self._update(config, step)
         return {"loss": summed, "gradient_norm": norm, "trainable_tokens": float(total)}
 
     def score(self, samples: Sequence[Sample], *, prefix: int, temperature: float, decoder: Decoder | None = None) -> Scores:
-        """Log probabilities of the trainable tokens of `samples`, whose first `prefix` tokens are the same.
+        """Log probabilities of the trainable tokens of `samples`, whose first `prefix` tokens are the same, in their order."""
+        rows = plan_rows(samples, prefix, share=False)
+        opening = self._compute_opening(samples, prefix, decoder=decoder)
+        scores = self.score_rows(rows, opening, temperature=temperature, decoder=decoder)
+        order = {id(sample): place for place, sample in enumerate(sample for row in rows for sample in row.samples)}
+        parts = [(scores.rows == order[id(sample)]).nonzero()[:, 0] for sample in samples]
+        owners = torch.arange(len(samples)).repeat_interleave(torch.tensor([len(part) for part in parts]))
+        index = torch.cat(parts)
+        return Scores(scores.log_probs[index], scores.entropies[index], owners)
 
-        Samples with the same tokens (rollouts of one scenario often are) are computed once, and count as often as they occur.
-        """
+    @contextmanager
+    def opened(self, samples: Sequence[Sample], config: TrainConfig) -> Generator[tuple[Prefix, Iterator[list[Row]]]]:
+        """The samples in micro-batches, and the opening that they share, which is computed once: when the block ends, the
+        gradients that the micro-batches left at its keys and values go on through it."""
+        length = common_prefix(samples) if config.share_prefix else 0
+        computed = self._compute_opening(samples, length)
+        leaves = [(detached(keys), detached(values)) for keys, values in computed.layers]
+        rows = plan_rows(samples, length, share=config.share_prefix)
+        yield Prefix(length, leaves), micro_batches(rows, config.micro_batch_tokens)
+        ends = [
+            (end, leaf.grad)
+            for pair, own in zip(computed.layers, leaves, strict=True)
+            for end, leaf in zip(pair, own, strict=True)
+        ]
+        reached = [(end, gradient) for end, gradient in ends if gradient is not None]
+        if reached:
+            torch.autograd.backward([end for end, _ in reached], [gradient for _, gradient in reached])
+
+    def _compute_opening(self, samples: Sequence[Sample], length: int, *, decoder: Decoder | None = None) -> Prefix:
+        with self._computing():
+            return compute_prefix(decoder or self.decoder, list(samples[0].token_ids[:length]), self.dtype)
+
+    @contextmanager
+    def _computing(self) -> Generator[None]:
+        """On the model's device; on a GPU the products of single-precision weights, adapters' among them, are in bfloat16."""
+        half = self.device.type == "cuda" and self.dtype.itemsize <= 4
+        with on(self.device), torch.autocast("cuda", dtype=torch.bfloat16, enabled=half):
+            yield
+
+    def score_rows(self, rows: Sequence[Row], opening: Prefix, *, temperature: float, decoder: Decoder | None = None) -> Scores:
+        """Log probabilities of the trainable tokens of the rows' samples, in the order of rows. What samples have in common
+        is computed once, and its gradient is the sum of theirs."""
         decoder = decoder or self.decoder
-        places: dict[tuple[tuple[int, ...], tuple[bool, ...]], int] = {}
-        row_of = torch.tensor([places.setdefault((s.token_ids, s.trainable), len(places)) for s in samples])
-        tokens, trained, lengths = padded(list(places), prefix)
-        width = tokens.shape[1]
-        shared = compute_prefix(decoder, list(samples[0].token_ids[:prefix]), self._dtype)
-        positions = torch.arange(prefix, prefix + width)[None].expand(len(places), -1)
-        mask = causal_mask(lengths, width, self._dtype)
-        hidden = decoder.hidden(tokens, positions, prefix=shared, cache=NoCache(), mask=mask)
-        rows, columns = trained.nonzero(as_tuple=True)
-        log_probs, entropies = chosen_log_probs(decoder, hidden[rows, columns - 1], tokens[rows, columns], temperature)
-        counts = trained.sum(dim=1)
-        ends = counts.cumsum(0)
-        index = torch.cat([torch.arange(int(ends[row] - counts[row]), int(ends[row])) for row in row_of.tolist()])
-        owners = torch.arange(len(samples)).repeat_interleave(counts[row_of])
-        return Scores(log_probs[index], entropies[index], owners)
+        packed = pack(rows, opening.length)
+        place = self.device
+        tokens, positions, seen = packed.token_ids.to(place), packed.positions.to(place), packed.seen.to(place)
+        sources, targets = packed.sources.to(place), tokens.flatten()[packed.targets.to(place)]
+        with self._computing():
+            mask = torch.zeros(seen.shape, dtype=self.dtype).masked_fill_(~seen, MASKED)
+            hidden = decoder.hidden(tokens, positions, prefix=opening, cache=NoCache(), mask=mask)
+            scored = chosen_log_probs(decoder, hidden.flatten(0, 1)[sources], targets, temperature)
+        log_probs, entropies = (values.cpu()[packed.index] for values in scored)
+        return Scores(log_probs, entropies, packed.owners)
 
     def gradients(self) -> list[Tensor]:
         """The accumulated gradients, in the order of the trainable parameters (for tests and reports)."""
@@ -140,35 +179,43 @@ class TorchTrainer:
             raise TrainError("kl_beta needs the weights from before the first step, which are gone: train LoRA, or start anew")
 
     def _accumulate(self, used: Sequence[tuple[Sample, float]], config: TrainConfig) -> dict[str, float]:
-        prefix = common_prefix([sample for sample, _ in used]) if config.share_prefix else 0
         weight_of = {id(sample): weight for sample, weight in used}
         totals: Counter[str] = Counter()
         worst = 0.0
-        for chunk in micro_batches([sample for sample, _ in used], prefix, config.micro_batch_tokens):
-            scores = self.score(chunk, prefix=prefix, temperature=config.temperature)
-            dtype = scores.log_probs.dtype
-            chances = [lp for s in chunk for lp, on in zip(s.logprobs or (), s.trainable, strict=True) if on]
-            sampled = torch.tensor(chances, dtype=dtype)
-            advantages = torch.tensor([sample.advantage for sample in chunk], dtype=dtype)[scores.rows]
-            weights = torch.tensor([weight_of[id(sample)] for sample in chunk], dtype=dtype)[scores.rows]
-            losses, figures = loss.policy_loss(scores.log_probs, sampled, advantages, scores.rows, config)
-            if config.kl_beta:
-                losses = losses + config.kl_beta * self._penalty(chunk, scores, prefix=prefix, config=config)
-            total = (losses * weights).sum()
-            backward(total)
-            figures["entropy"] = scores.entropies
-            totals.update({name: float(values.double().sum()) for name, values in figures.items()})
-            totals.update({"loss": total.item(), "tokens": len(scores.rows)})
-            worst = max(worst, float(figures["mismatch"].max()))
+        with self.opened([sample for sample, _ in used], config) as (opening, batches):
+            for batch in batches:
+                figures, summed = self._learn(batch, opening, weight_of, config=config)
+                totals.update({name: float(values.double().sum()) for name, values in figures.items()})
+                totals.update({"loss": summed, "tokens": len(figures["ratio"])})
+                worst = max(worst, float(figures["mismatch"].max()))
         count = max(1.0, totals.pop("tokens"))
         summed = totals.pop("loss")
         return {"loss": summed, "mismatch_max": worst} | {name: value / count for name, value in totals.items()}
 
-    def _penalty(self, chunk: Sequence[Sample], scores: Scores, *, prefix: int, config: TrainConfig) -> Tensor:
+    def _learn(
+        self, rows: Sequence[Row], opening: Prefix, weight_of: Mapping[int, float], *, config: TrainConfig
+    ) -> tuple[dict[str, Tensor], float]:
+        """Adds the gradient of a micro-batch; returns figures of each trainable token, and its part of the loss."""
+        scores = self.score_rows(rows, opening, temperature=config.temperature)
+        chunk = [sample for row in rows for sample in row.samples]
+        dtype = scores.log_probs.dtype
+        chances = [lp for s in chunk for lp, on in zip(s.logprobs or (), s.trainable, strict=True) if on]
+        advantages = torch.tensor([sample.advantage for sample in chunk], dtype=dtype)[scores.rows]
+        weights = torch.tensor([weight_of[id(sample)] for sample in chunk], dtype=dtype)[scores.rows]
+        sampled = torch.tensor(chances, dtype=dtype)
+        losses, figures = loss.policy_loss(scores.log_probs, sampled, advantages, scores.rows, config)
+        if config.kl_beta:
+            losses = losses + config.kl_beta * self._penalty(rows, scores, length=opening.length, config=config)
+        total = (losses * weights).sum()
+        backward(total)
+        return {**figures, "entropy": scores.entropies}, total.item()
+
+    def _penalty(self, rows: Sequence[Row], scores: Scores, *, length: int, config: TrainConfig) -> Tensor:
         if self._reference is None:
             self._reference = self.decoder if self._adapters else make_decoder(copy.deepcopy(self.model))
         with torch.no_grad(), self.model.disable_adapter() if self._adapters else nullcontext():
-            reference = self.score(chunk, prefix=prefix, temperature=config.temperature, decoder=self._reference)
+            opening = self._compute_opening(rows[0].samples, length, decoder=self._reference)
+            reference = self.score_rows(rows, opening, temperature=config.temperature, decoder=self._reference)
         return loss.kl_penalty(scores.log_probs, reference.log_probs)
 
     def _update(self, config: TrainConfig, step: int) -> float:
@@ -187,36 +234,13 @@ class TorchTrainer:
         return norm
 
 
+def detached(tensor: Tensor) -> Tensor:
+    """A leaf at which the gradients of what is computed from it add up."""
+    return tensor.detach().requires_grad_(tensor.requires_grad)
+
+
 def backward(value: Tensor) -> None:
     torch.autograd.backward(value)
-
-
-def padded(rows: Sequence[tuple[tuple[int, ...], tuple[bool, ...]]], prefix: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids and which of them are trained, each (rows, longest), right-padded, and the lengths; from `prefix` on."""
-    lengths = torch.tensor([len(token_ids) - prefix for token_ids, _ in rows])
-    tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
-    trained = torch.zeros(tokens.shape, dtype=torch.bool)
-    for row, (token_ids, trainable) in enumerate(rows):
-        tokens[row, : lengths[row]] = torch.tensor(token_ids[prefix:])
-        trained[row, : lengths[row]] = torch.tensor(trainable[prefix:])
-    return tokens, trained, lengths
-
-
-def micro_batches(samples: Sequence[Sample], prefix: int, budget: int) -> Iterator[list[Sample]]:
-    """Samples of like length together, each batch at most `budget` padded tokens (one sample at the least); samples with the
-    same tokens stay together and count once."""
-    chunk: list[Sample] = []
-    distinct = 0
-    for sample in sorted(samples, key=lambda sample: (-len(sample.token_ids), sample.token_ids)):
-        new = not chunk or chunk[-1].token_ids != sample.token_ids
-        width = len((chunk or [sample])[0].token_ids) - prefix
-        if chunk and new and (distinct + 1) * width > budget:
-            yield chunk
-            chunk, distinct = [], 0
-        chunk.append(sample)
-        distinct += new
-    if chunk:
-        yield chunk
 
 
 def chosen_log_probs(decoder: Decoder, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -7,12 +7,13 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
 
-from art_mcp.local.checkpoints import load_checkpoint, save_checkpoint
-from art_mcp.local.models import DTYPES, context_of, load_model
+from art_mcp.errors import ModelError
+from art_mcp.local.checkpoints import load_checkpoint, save_checkpoint, write_weights
+from art_mcp.local.models import Loaded, context_of, load_model
 from art_mcp.local.torch_trainer import TorchTrainer
 from art_mcp.sampling.transformers_engine import TransformersEngine
 from art_mcp.types import Completion, ModelSpec, Policy, Sample, SamplingParams, TrainConfig
@@ -23,34 +24,55 @@ SMALL_MODEL = 10_000_000
 """Parameters below which one thread samples faster than several."""
 
 
+class TakeStep(Protocol):
+    """A trainer's step on samples, whatever it learns from them."""
+
+    def __call__(self, samples: Sequence[Sample], config: TrainConfig, *, step: int) -> dict[str, float]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How a worker runs: `deterministic` fixes the batches; `threads` None: all cores for a training step and for sampling
-    a large model, one for sampling a small one, whose operations are too short to share."""
+    a large model, one for sampling a small one, whose operations are too short to share. `device` "": the GPU where there is
+    one. Unsloth trains; it does not sample."""
 
     deterministic: bool = False
     max_batch: int = 128
     threads: int | None = None
+    trainer: Literal["torch", "unsloth"] = "torch"
+    device: str = ""
+
+
+def open_trainer(spec: ModelSpec, settings: Settings) -> tuple[Loaded, TorchTrainer]:
+    """The model of `spec`, and what trains it."""
+    if settings.trainer == "unsloth":
+        from art_mcp.local.unsloth_trainer import open_unsloth  # a process that uses Unsloth imports it before all else
+
+        return open_unsloth(spec, load_in_4bit=spec.load_in_4bit, exact_model=spec.exact_model)
+    if spec.load_in_4bit:
+        raise ModelError('4-bit weights are loaded by Unsloth alone: trainer="unsloth", or leave load_in_4bit out')
+    loaded = load_model(spec, torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    return loaded, TorchTrainer(loaded.model)
 
 
 class Worker:
     """One model with its engine and its trainer. Everything that touches torch runs on the engine's thread."""
 
     def __init__(self, name: str, spec: ModelSpec, settings: Settings) -> None:
-        loaded = load_model(spec)
+        loaded, self.trainer = open_trainer(spec, settings)
         self.facts: dict[str, Any] = loaded.facts
         # how a product is cut among threads changes its last bits
         self._threads = settings.threads or (1 if settings.deterministic else ALL_THREADS)
         small = loaded.facts["parameters"] < SMALL_MODEL
         self._sampling_threads = 1 if small and settings.threads is None else self._threads
-        self.trainer = TorchTrainer(loaded.model)
         self._tokenizer = loaded.tokenizer
         self.step = load_checkpoint(Path(spec.source), self.trainer) if spec.resume else 0
         self.engine = TransformersEngine(
             self.trainer.decoder,
             policy=Policy(name, self.step),
             context_length=context_of(loaded.model),
-            dtype=DTYPES[spec.dtype],
+            dtype=self.trainer.dtype,
+            device=self.trainer.device,
             max_batch=settings.max_batch,
             deterministic=settings.deterministic,
             threads=self._sampling_threads,
@@ -71,20 +93,28 @@ class Worker:
 
     async def train(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
         """One step when nothing is being sampled; the new policy is published before it returns."""
-        return await self.engine.exclusive(lambda: self._train(samples, config))
+        return await self.engine.exclusive(lambda: self._train(self.trainer.step, samples, config))
+
+    async def imitate(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
+        """One supervised step on demonstrations, as `train`."""
+        return await self.engine.exclusive(lambda: self._train(self.trainer.imitate, samples, config))
 
     async def save(self, folder: Path) -> None:
         await self.engine.exclusive(
             lambda: save_checkpoint(folder, trainer=self.trainer, tokenizer=self._tokenizer, step=self.step)
         )
 
+    async def write_weights(self, folder: Path) -> None:
+        """What an engine elsewhere loads: the adapter, or the whole model; written aside, without the optimizer."""
+        await self.engine.exclusive(lambda: write_weights(folder, trainer=self.trainer, tokenizer=self._tokenizer))
+
     async def close(self) -> None:
         await asyncio.to_thread(self.engine.close)
 
-    def _train(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
+    def _train(self, take_step: TakeStep, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
         torch.set_num_threads(self._threads)
         try:
-            metrics = self.trainer.step(samples, config, step=self.step)
+            metrics = take_step(samples, config, step=self.step)
         finally:
             torch.set_num_threads(self._sampling_threads)
         self.step += 1

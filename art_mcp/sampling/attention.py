@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def rotary_table(inverse_frequencies: Tensor, positions: int) -> tuple[Tensor, Tensor]:
@@ -25,6 +26,8 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, *, shared: tuple[Tensor,
 
     One softmax spans both parts, so the result equals attention over the concatenation.
     """
+    if query.is_cuda:
+        return attend_fused(query, keys, values, shared=shared, mask=mask)
     rows, query_heads, new, width = query.shape
     heads = keys.shape[1]
     groups = query_heads // heads
@@ -38,6 +41,19 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, *, shared: tuple[Tensor,
     flat = query.transpose(0, 1).reshape(heads, rows * groups * new, width)
     far = (flat @ prefix_keys.transpose(-1, -2)).view(heads, rows, groups, new, length).transpose(0, 1)
     weights = torch.softmax(torch.cat((far, own), dim=-1), dim=-1)
-    near = weights[..., length:].reshape(rows, heads, groups * new, -1) @ values
-    away = weights[..., :length].transpose(0, 1).reshape(heads, rows * groups * new, length) @ prefix_values
-    return (near + away.view(heads, rows, groups * new, width).transpose(0, 1)).reshape(rows, query_heads, new, width)
+    far, near = weights.split((length, weights.shape[-1] - length), dim=-1)
+    mixed = near.reshape(rows, heads, groups * new, -1) @ values
+    away = far.transpose(0, 1).reshape(heads, rows * groups * new, length) @ prefix_values
+    return (mixed + away.view(heads, rows, groups * new, width).transpose(0, 1)).reshape(rows, query_heads, new, width)
+
+
+def attend_fused(query: Tensor, keys: Tensor, values: Tensor, *, shared: tuple[Tensor, Tensor] | None, mask: Tensor) -> Tensor:
+    """The same in torch's fused kernel, which keeps no scores in memory and wants everything expanded."""
+    rows, query_heads = query.shape[:2]
+    seen = mask[:, :, 0]
+    if shared is not None:
+        parts = zip(shared, (keys, values), strict=True)
+        keys, values = (torch.cat((far.expand(rows, -1, -1, -1), own), dim=2) for far, own in parts)
+        seen = F.pad(seen, (shared[0].shape[2], 0))
+    keys, values = (states.repeat_interleave(query_heads // states.shape[1], dim=1) for states in (keys, values))
+    return F.scaled_dot_product_attention(query, keys, values, attn_mask=seen.to(query.dtype))

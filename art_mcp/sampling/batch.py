@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from random import Random
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,7 +42,8 @@ class Row:
 
 def draw_uniforms(seed: int, count: int) -> Sequence[float]:
     """`count` numbers in (0, 1] that depend on `seed` alone."""
-    return (1.0 - np.random.Generator(np.random.Philox(key=seed % 2**64)).random(count)).tolist()
+    draw = Random(seed).random
+    return [1.0 - draw() for _ in range(count)]
 
 
 class Histories:

@@ -6,12 +6,15 @@ expanded; `TransformersDecoder` serves every other architecture through transfor
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from art_mcp.errors import ModelError, boundary
 from art_mcp.sampling.attention import attend, rotary_table, rotate
@@ -76,6 +79,11 @@ class Decoder(Protocol):
         ...
 
 
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """New tensors are made on `device`; nothing to do on a CPU, where looking at every call would cost more than small ones."""
+    return nullcontext() if device.type == "cpu" else device
+
+
 def make_decoder(model: Any) -> Decoder:
     """The fastest decoder that is exact for `model` (a transformers causal LM, or a peft model around one).
 
@@ -89,7 +97,7 @@ def make_decoder(model: Any) -> Decoder:
     )
     reason = limited_sight(config)
     if not reason:
-        with boundary(ModelError, refusal, Exception):
+        with boundary(ModelError, refusal, Exception), on(base.device):
             decoder = LeanDecoder(base) if LeanDecoder.serves(base.config) else TransformersDecoder(base)
             if is_exact(decoder, base):
                 return decoder
@@ -176,19 +184,28 @@ class LeanDecoder:
         self.kv_shape = (len(self._layers), self._config.num_key_value_heads, width)
         self.vocabulary = int(self._config.vocab_size)
         self._cos, self._sin = rotary_table(model.model.rotary_emb.inv_freq, 1)
+        self.checkpoints = False
+        """Whether layers are computed again in the backward pass (arXiv:1604.06174): slower, in a fraction of the memory."""
 
     def hidden(self, token_ids: Tensor, positions: Tensor, *, prefix: Prefix, cache: Cache, mask: Tensor) -> Tensor:
         states = self._model.model.embed_tokens(token_ids)
         rotation = self._rotation(positions, states.dtype)
         scores_mask = mask[:, None, None]
-        for index, layer in enumerate(self._layers):
-            normed = self._norm(layer.input_layernorm, states)
-            shared = prefix.layers[index] if prefix.length else None
-            states = states + self._attention(index, normed, rotation, shared=shared, cache=cache, mask=scores_mask)
-            normed = self._norm(layer.post_attention_layernorm, states)
-            mlp = layer.mlp
-            states = states + mlp.down_proj(F.silu(mlp.gate_proj(normed)) * mlp.up_proj(normed))
+        again = self.checkpoints and torch.is_grad_enabled() and isinstance(cache, NoCache)  # others keep what they are given
+        for index in range(len(self._layers)):
+            compute = partial(self._layer, index, prefix=prefix, cache=cache, mask=scores_mask)
+            states = checkpoint(compute, states, rotation, use_reentrant=False) if again else compute(states, rotation)
         return self._norm(self._model.model.norm, states)
+
+    def _layer(
+        self, index: int, states: Tensor, rotation: tuple[Tensor, Tensor], *, prefix: Prefix, cache: Cache, mask: Tensor
+    ) -> Tensor:
+        layer = self._layers[index]
+        normed = self._norm(layer.input_layernorm, states)
+        shared = prefix.layers[index] if prefix.length else None
+        states = states + self._attention(index, normed, rotation, shared=shared, cache=cache, mask=mask)
+        normed = self._norm(layer.post_attention_layernorm, states)
+        return states + layer.mlp.down_proj(F.silu(layer.mlp.gate_proj(normed)) * layer.mlp.up_proj(normed))
 
     def logits(self, hidden: Tensor) -> Tensor:
         logits = self._model.lm_head(hidden)

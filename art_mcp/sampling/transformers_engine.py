@@ -16,7 +16,7 @@ import torch
 
 from art_mcp.errors import EngineError, describe
 from art_mcp.sampling.batch import Batch, Histories, Row, draw_uniforms
-from art_mcp.sampling.decoder import Decoder, Prefix, compute_prefix
+from art_mcp.sampling.decoder import Decoder, Prefix, compute_prefix, on
 from art_mcp.types import Completion, Policy, SamplingParams, Span
 
 Result = TypeVar("Result")
@@ -72,12 +72,14 @@ class TransformersEngine:
         policy: Policy,
         context_length: int,
         dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
         max_batch: int = 128,
         history_tokens: int | None = None,
         deterministic: bool = False,
         threads: int | None = None,
     ) -> None:
         self._decoder, self._dtype, self._policy, self._threads = decoder, dtype, policy, threads
+        self._device = device or torch.device("cpu")
         self._context, self._deterministic = context_length, deterministic
         self._max_batch = 1 if deterministic else max_batch
         token_bytes = 2 * math.prod(decoder.kv_shape) * dtype.itemsize
@@ -154,8 +156,9 @@ class TransformersEngine:
         if self._threads is not None:
             torch.set_num_threads(self._threads)
         try:
-            while self._turn():
-                pass
+            with on(self._device):
+                while self._turn():
+                    pass
             self._fail(EngineError("the engine was closed while sampling"))
         except BaseException as error:  # noqa: BLE001  handed on to every caller that waits: nobody else would see it
             with self._wake:

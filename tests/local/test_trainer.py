@@ -11,7 +11,7 @@ from art_mcp.core.samples import common_prefix, demonstration
 from art_mcp.errors import TrainError
 from art_mcp.local import torch_trainer
 from art_mcp.local.models import add_lora
-from art_mcp.local.torch_trainer import CONSTANT_LENGTH, TorchTrainer, micro_batches
+from art_mcp.local.torch_trainer import CONSTANT_LENGTH, TorchTrainer
 from art_mcp.types import LoraSpec, Sample, SamplingParams, TrainConfig
 
 PLAIN = TrainConfig()
@@ -32,11 +32,22 @@ def make_sample(number, *, advantage=None, noise=0.3, model=None):
 
 
 def make_batch(model):
-    """Samples of many lengths, among them one without signal, one very far off and three that are alike."""
+    """Samples of many lengths, among them one without signal, one very far off three that are alike and four that
+    begin as these."""
     batch = [make_sample(number, model=model) for number in range(7)]
     batch += [make_sample(7, advantage=0.0, model=model), make_sample(8, noise=4.0, model=model)]
     alike = make_sample(9, model=model)
-    return [*batch, alike, Sample(alike.token_ids, alike.trainable, alike.logprobs, -1.5), alike]
+    batch += [alike, Sample(alike.token_ids, alike.trainable, alike.logprobs, -1.5), alike]
+    return batch + [make_branch(alike, at, number, model=model) for number, at in enumerate((-1, -1, -6, -9))]
+
+
+def make_branch(sample, at, number, *, model):
+    """The sample with other tokens from `at` on, the last of them untrained."""
+    token_ids = [*sample.token_ids[:at], *draw_tokens(4 + number, seed=f"branch {number}")]
+    trainable = [*sample.trainable[:at], True, False, True, *[True] * number, False]
+    own = [0.0, *log_probs_of(model, token_ids).tolist()] if model else [-2.0] * len(token_ids)
+    logprobs = [lp - 0.1 if on else 0.0 for lp, on in zip(own, trainable, strict=True)]
+    return Sample(tuple(token_ids), tuple(trainable), tuple(logprobs), 0.7 * (-1) ** number)
 
 
 def reference_gradient(model, samples, *, cap=5.0, temperature=1.0):
@@ -397,15 +408,3 @@ async def test_sampler_and_trainer_agree_on_every_token(kind, temperature):
     assert metrics["ratio"] == pytest.approx(1.0, abs=1e-4)
     assert metrics["clipped"] == 0
     assert metrics["kl"] == pytest.approx(0.0, abs=1e-6)
-
-
-def test_micro_batches_keep_to_their_budget_and_lose_nothing():
-    samples = make_batch(None)
-    for budget in (1, 40, 100, 10**6):
-        chunks = list(micro_batches(samples, 13, budget))
-        assert sorted(id(sample) for chunk in chunks for sample in chunk) == sorted(map(id, samples))
-        for chunk in chunks:
-            width = max(len(sample.token_ids) for sample in chunk) - 13
-            distinct = len({sample.token_ids for sample in chunk})
-            assert distinct == 1 or distinct * width <= budget
-    assert len(chunks) == 1

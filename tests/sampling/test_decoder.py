@@ -6,7 +6,9 @@ from toys import FALLBACK, LEAN, REFUSED, draw_tokens, make_model
 
 from art_mcp.errors import ModelError
 from art_mcp.local.models import add_lora
+from art_mcp.sampling.attention import attend, attend_fused
 from art_mcp.sampling.decoder import (
+    MASKED,
     LeanDecoder,
     NoCache,
     TransformersDecoder,
@@ -138,3 +140,31 @@ def test_adapters_count(kind):
     assert isinstance(decoder, LeanDecoder) == (kind == "qwen2")
     check(model, decoder, prefix_length=13)
     assert not torch.allclose(before, plain_logits(model, [1, 2, 3], [4, 5]), atol=0.1)
+
+
+@pytest.mark.parametrize("length", [0, 5])
+def test_the_fused_attention_of_a_gpu_is_the_same_attention(length):
+    torch.manual_seed(0)
+    rows, heads, groups, new, width, past = 3, 2, 4, 6, 8, 9
+    query = torch.randn(rows, heads * groups, new, width, dtype=torch.float64)
+    keys, values = torch.randn(2, rows, heads, past, width, dtype=torch.float64)
+    shared = tuple(torch.randn(2, 1, heads, length, width, dtype=torch.float64)) if length else None
+    mask = torch.zeros(rows, 1, 1, new, past, dtype=torch.float64).masked_fill_(torch.rand(rows, 1, 1, new, past) < 0.3, MASKED)
+    plain = attend(query, keys, values, shared=shared, mask=mask)
+    fused = attend_fused(query, keys, values, shared=shared, mask=mask)
+    assert float((plain - fused).abs().max()) < 1e-12
+
+
+def test_layers_that_are_computed_again_give_the_same_gradient():
+    model = make_model()
+    decoder = make_decoder(model)
+    mask = causal_mask(torch.tensor([6]), 6, torch.float32)
+    gradients = []
+    for decoder.checkpoints in (False, True):
+        model.zero_grad()
+        prefix = compute_prefix(decoder, [3, 4], torch.float32)
+        hidden = decoder.hidden(torch.arange(6)[None], torch.arange(2, 8)[None], prefix=prefix, cache=NoCache(), mask=mask)
+        hidden.square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
+    assert len(gradients[0]) > 10
+    assert all(torch.allclose(left, right) for left, right in zip(*gradients, strict=True))

@@ -147,12 +147,12 @@ async def test_tokens_come_as_often_as_the_model_says(temperature):
 async def test_a_later_turn_computes_only_what_is_new():
     watched = Watched(shared_decoder())
     engine = open_engine(watched)
-    (said,) = [await talk(engine, 7, turns=1)]
+    (said,) = [await talk(engine, 4, turns=1)]
     tokens, _, completion = said[0]
     following = [*tokens, *completion.span.token_ids, 50, 51, 52]
     watched.tokens = 0
     params = SamplingParams(1, 1.0, seed=1)
-    again = await engine.sample(following, params=params, stop=STOP, shared=len(OPENINGS[7 % 3]))
+    again = await engine.sample(following, params=params, stop=STOP, shared=len(OPENINGS[4 % 3]))
     engine.close()
     assert completion.stopped
     assert watched.tokens == 4  # the stop token, whose keys nobody needed before, and the three new ones
@@ -187,7 +187,7 @@ async def test_a_published_policy_forgets_what_the_old_weights_computed():
     tokens, _, completion = said[-1]
     following = [*tokens, *completion.span.token_ids, 50]
     params = SamplingParams(8, 1.0, seed=1)
-    again = await engine.sample(following, params=params, stop=STOP, shared=len(OPENINGS[7 % 3]))
+    again = await engine.sample(following, params=params, stop=STOP, shared=len(OPENINGS[4 % 3]))
     engine.close()
     check([(following, params, again)], model)
     assert (completion.span.policy_version, again.span.policy_version) == (0, 1)
@@ -329,6 +329,22 @@ async def test_deterministic_results_do_not_depend_on_order_or_company():
         results.append(sorted(spans.items()))
     assert results[0] == results[1] == results[2]
     check([turn for said in talks for turn in said])
+
+
+async def test_a_deterministic_turn_does_not_depend_on_the_turns_before_it():
+    engine = open_engine(deterministic=True)
+    turns = await talk_at_once(engine, range(8))
+    engine.close()
+    watched = Watched(shared_decoder())
+    engine = open_engine(watched, deterministic=True)
+    for number in range(8):
+        opening = len(OPENINGS[number % 3])
+        for tokens, params, completion in turns[3 * number : 3 * number + 3][::-1]:
+            before = watched.tokens
+            again = await engine.sample(tokens, params=params, stop=STOP, shared=opening)
+            assert again == completion
+            assert watched.tokens - before >= len(tokens) - opening
+    engine.close()
 
 
 async def test_deterministic_results_survive_the_cancelling_of_others():
