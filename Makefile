@@ -3,12 +3,14 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv train test check policy clean
+.PHONY: help venv train test test-slow fuzz check peers policy clean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := .peers
 SECONDS_OF_TRAINING ?= 165
+EXAMPLES ?= 100000
 
 # trl supplies chat templates for the tests and nothing else, so what it depends on stays away.
 TEMPLATES := trl==1.16.0
@@ -24,12 +26,15 @@ BRIEF := 2>&1 | tee -a $(LOG) | awk ' \
 	END { if (failed) print "  the whole log: $(LOG)" > "/dev/stderr" }'
 
 help:
-	@echo "make train    train the tiny policy on the calculator in this terminal, and show what it gained"
-	@echo "make test     the tests"
-	@echo "make check    formatting, lints, types, the order of the rooms, the house numbers"
-	@echo "make venv     $(VENV) with everything for development; the other targets make what they need by themselves"
-	@echo "make policy   build the tiny policy anew from nothing (tens of minutes; replaces the weights in the package)"
-	@echo "make clean    remove $(VENV), caches and builds; runs/ stays"
+	@echo "make train      train the tiny policy on the calculator in this terminal, and show what it gained"
+	@echo "make test       the tests"
+	@echo "make test-slow  the slow tests: the MCP Inspector, where npm is, and its page in a browser, where Chromium is"
+	@echo "make fuzz       the fuzzing tests with EXAMPLES=100000 for each of parser, evaluator and config loader (10 minutes)"
+	@echo "make check      formatting, lints, types, the order of the rooms, the house numbers"
+	@echo "make venv       $(VENV) with everything for development; the other targets make what they need by themselves"
+	@echo "make peers      $(PEERS)/ with what tests and benchmarks use beside this project: the MCP Inspector"
+	@echo "make policy     build the tiny policy anew from nothing (tens of minutes; replaces the weights in the package)"
+	@echo "make clean      remove $(VENV), caches and builds; runs/ stays"
 
 venv: $(VENV)/.dev
 	@echo "$(VENV) is ready"
@@ -40,12 +45,21 @@ train: $(VENV)/.local
 test: $(VENV)/.dev
 	@$(BIN)/python -m pytest
 
+test-slow: $(VENV)/.dev
+	@if command -v npm >/dev/null; then $(MAKE) -s $(PEERS)/inspector/.made; fi
+	@$(BIN)/python -m pytest -m slow -rs
+
+fuzz: $(VENV)/.dev
+	@FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/fuzz -vv
+
 check: $(VENV)/.dev
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/pyright
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m pytest tests/test_house.py
+
+peers: $(PEERS)/inspector/.made
 
 policy: $(VENV)/.local
 	@$(BIN)/python scripts/build_tiny_policy.py
@@ -70,4 +84,11 @@ $(VENV)/.dev: $(VENV)/.local
 	@echo "Installing what development needs"
 	@$(PIP) -e '.[local,dev]' $(BRIEF)
 	@$(PIP) --no-deps $(TEMPLATES) $(BRIEF)
+	@touch $@
+
+$(PEERS)/inspector/.made: tests/slow/package.json
+	@echo "Installing the MCP Inspector and a node for it into $(@D): once, half a minute"
+	@mkdir -p $(@D)
+	@cp $< $(@D)/package.json
+	@cd $(@D) && npm install --no-package-lock --no-audit --no-fund --loglevel error
 	@touch $@
