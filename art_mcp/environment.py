@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import math
+import os
 import sys
 import sysconfig
 import traceback
@@ -51,7 +52,6 @@ class Environment:
     solution: Solution | None = None
     solved_by: str = ""
     name: str = ""
-    folder: Path = field(default_factory=Path)
 
     def __post_init__(self) -> None:
         if not self.rewards:
@@ -112,7 +112,8 @@ def own_code(failure: type[ArtMcpError], what: str) -> Generator[None]:
 
 
 def load_environment(name: str, **options: Any) -> Environment:
-    """The environment `name`: "calculator" (environments/calculator.py here), a path to a .py file, or "module:attribute".
+    """The environment `name`: "calculator" (environments/calculator.py here), a path to a .py file, or "module:attribute",
+    a module that is looked for in the current folder first.
 
     A module's `environment` is an Environment, or a function that makes one from keyword `options`.
     Raises EnvironmentLoadError with what was looked for, and with the names there are.
@@ -125,10 +126,9 @@ def load_environment(name: str, **options: Any) -> Environment:
         raise EnvironmentLoadError(f"environment {name!r} takes no options, got {', '.join(sorted(options))}")
     if not isinstance(found, Environment):
         raise EnvironmentLoadError(
-            f"{module.__file__} needs a value `{attribute}`: an Environment, or a function that makes one"
+            f"{module.__file__ or module.__name__} needs a value `{attribute}`: an Environment, or a function that makes one"
         )
-    folder = Path(module.__file__ or ".").resolve().parent
-    return replace(found, name=found.name or name.partition(":")[0].rpartition("/")[2].removesuffix(".py"), folder=folder)
+    return replace(found, name=found.name or name.partition(":")[0].rpartition("/")[2].removesuffix(".py"))
 
 
 def with_options(make: Callable[..., object], options: Mapping[str, Any], name: str) -> object:
@@ -137,7 +137,10 @@ def with_options(make: Callable[..., object], options: Mapping[str, Any], name: 
     if unknown:
         names = ", ".join(known) or "none"
         raise EnvironmentLoadError(f"environment {name!r} has no option {', '.join(unknown)}; it has {names}")
-    with boundary(EnvironmentLoadError, f"environment {name!r}", ValueError, TypeError):
+    with (
+        own_code(EnvironmentLoadError, f"environment {name!r}"),
+        boundary(EnvironmentLoadError, f"environment {name!r}", ValueError, TypeError),
+    ):
         return make(**options)
 
 
@@ -145,11 +148,19 @@ def find_module(name: str) -> tuple[ModuleType, str]:
     if ":" in name:
         module, _, attribute = name.partition(":")
         if not module.endswith(".py"):
-            with boundary(EnvironmentLoadError, f"environment {name!r}", ImportError):
-                return importlib.import_module(module), attribute
+            return import_here(module), attribute
         return module_of(Path(module)), attribute
     path = Path(name) if name.endswith(".py") else Path("environments") / f"{name}.py"
     return module_of(path), "environment"
+
+
+def import_here(name: str) -> ModuleType:
+    """The module of this name, found as `python -m` would find it: the script art-mcp has its own folder on the path instead
+    of the current one."""
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, os.getcwd())
+    with own_code(EnvironmentLoadError, f"loading the environment module {name!r}"):
+        return importlib.import_module(name)
 
 
 def module_of(path: Path) -> ModuleType:

@@ -1,5 +1,6 @@
 """Environments: how one is found, what its rewards may be, and how its mistakes are told."""
 
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -42,10 +43,9 @@ def write(project, text, name="sums"):
 
 @pytest.mark.parametrize("name", ["sums", "environments/sums.py", "environments/sums.py:environment"])
 def test_an_environment_is_found_by_name_or_path(project, name):
-    path = write(project, SMALLEST)
+    write(project, SMALLEST)
     found = load_environment(name)
     assert [scenario.id for scenario in found.split("test")] == ["test"]
-    assert found.folder == path.parent.resolve()
     assert found.name == "sums"
 
 
@@ -53,6 +53,14 @@ def test_an_environment_is_found_in_an_installed_module(project, monkeypatch):
     (project / "my_module_of_sums.py").write_text(SMALLEST.replace("environment =", "mine ="))
     monkeypatch.syspath_prepend(project)
     assert load_environment("my_module_of_sums:mine").split("train")
+
+
+def test_a_module_in_the_current_folder_is_found_as_if_it_were_installed(project, monkeypatch):
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(project))])
+    (project / "our_package_of_sums").mkdir()
+    (project / "our_package_of_sums" / "hard.py").write_text(SMALLEST.replace("environment =", "mine ="))
+    assert load_environment("our_package_of_sums.hard:mine").split("train")
+    assert sys.path[0] == str(project)
 
 
 def test_options_reach_the_function_that_makes_the_environment(project):
@@ -97,6 +105,7 @@ def test_a_wrong_name_is_told_with_the_names_there_are(project):
         ("import nothing_of_this_name\n", r"ModuleNotFoundError: No module .*sums\.py, line 1"),
         ("x = 1\n\nx.y\n", r"AttributeError: .*sums\.py, line 3"),
         ("x = (\n", r"SyntaxError: .*sums\.py, line 1"),
+        ("def environment():\n    return {}['x']\n", r"'sums': KeyError: 'x' \(.*sums\.py, line 2\)"),
         (SMALLEST.replace('{"correct": lambda trajectory: 1.0}', "{}"), "needs a reward"),
     ],
 )

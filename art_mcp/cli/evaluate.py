@@ -14,6 +14,7 @@ EXAMPLE = "Example: art-mcp eval calculator --model runs/latest --split test --j
 
 
 def command(
+    context: typer.Context,
     environment: o.EnvironmentName,
     option: o.EnvironmentOptions = None,
     model: o.ModelName = "tiny",
@@ -24,6 +25,9 @@ def command(
     seed: o.Seed = 0,
     deterministic: o.Deterministic = False,
     lenient: o.Lenient = False,
+    engine: o.Engine = None,
+    engine_python: o.EnginePython = None,
+    engine_arg: o.EngineArgs = None,
     json: o.Json = False,
 ) -> None:
     import anyio
@@ -32,7 +36,10 @@ def command(
     from art_mcp.wiring.stage import Setting, evaluate_stage, open_stage
 
     setting = Setting(
-        environment, o.parse_options(option), model, None, config, seed, deterministic=deterministic, lenient=lenient
+        *(environment, o.parse_options(option), model, None, config, seed, deterministic),
+        lenient=lenient,
+        **o.engine_settings(context.params),
+        trainer="torch",  # nothing is trained, and it is the quicker one to load
     )
 
     async def run() -> Evaluation:

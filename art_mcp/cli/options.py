@@ -3,28 +3,64 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import typer
 
+from art_mcp.cli import completion
 from art_mcp.errors import ConfigError
 
 EnvironmentName = Annotated[
-    str, typer.Argument(metavar="ENV", help="A name under environments/, a path to a .py file, or module:attribute.")
+    str,
+    typer.Argument(
+        metavar="ENV",
+        help="A name under environments/, a path to a .py file, or module:attribute.",
+        autocompletion=completion.environments,
+    ),
 ]
 EnvironmentOptions = Annotated[
     list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", help="An option of the environment; repeatable.")
 ]
 ModelName = Annotated[
-    str, typer.Option("--model", "-m", help="tiny, a model folder, a run, run@step, or a hub id.", show_default=True)
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="tiny, a model folder, a run, run@step, or a hub id.",
+        show_default=True,
+        autocompletion=completion.models,
+    ),
 ]
 ConfigFile = Annotated[str, typer.Option("--config", help="The mcpServers file.")]
 Seed = Annotated[int, typer.Option("--seed", help="Decides every draw.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 Lenient = Annotated[bool, typer.Option("--lenient", help="Also read tool calls written as bare or fenced JSON.")]
 Deterministic = Annotated[bool, typer.Option("--deterministic", help="Same seed, same trajectories to the last bit; slower.")]
+
+Engine = Annotated[
+    Literal["transformers", "vllm"] | None,
+    typer.Option("--engine", help="What samples (default: vLLM where it is installed and there is a GPU)."),
+]
+EnginePython = Annotated[
+    str | None, typer.Option("--engine-python", metavar="PATH", help="The Python that has vLLM, where this one has not.")
+]
+EngineArgs = Annotated[
+    list[str] | None, typer.Option("--engine-arg", metavar="KEY=VALUE", help="An option of vLLM's own; repeatable.")
+]
+Trainer = Annotated[
+    Literal["torch", "unsloth"] | None,
+    typer.Option("--trainer", help="What trains (default: Unsloth for LoRA beside vLLM, where it is installed)."),
+]
+
+FAILED = 2
+"""The exit code of every error; 1 is for a verdict that is bad news: `check` finds a fault, a tool answers with an error."""
+
+CONTROLS = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "\N{REPLACEMENT CHARACTER}")
+"""Characters that a terminal obeys, but for the tab and the line break."""
+BOLD, GREEN, CYAN = "1", "32", "36"
 
 
 def parse_options(pairs: Sequence[str] | None) -> dict[str, str]:
@@ -38,10 +74,55 @@ def parse_options(pairs: Sequence[str] | None) -> dict[str, str]:
     return values
 
 
+def engine_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the parameters `given` of a command say of the engine, as a Setting has it."""
+    args = parse_engine_args(given["engine_arg"])
+    return {"engine": given["engine"], "engine_python": given["engine_python"], "engine_args": args}
+
+
+def parse_engine_args(pairs: Sequence[str] | None) -> dict[str, Any]:
+    """`KEY=VALUE` pairs as a mapping, values read as JSON where they are JSON. Raises ConfigError for anything else."""
+    values: dict[str, Any] = {}
+    for pair in pairs or ():
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--engine-arg wants KEY=VALUE, such as max_num_seqs=256, not {pair!r}")
+        try:
+            values[key] = json.loads(value)
+        except ValueError:
+            values[key] = value
+    return values
+
+
 def write(text: str) -> None:
-    """A line for people or programs on stdout."""
-    sys.stdout.write(text + "\n")
+    """A line for people or programs on stdout, at once; what its encoding lacks becomes an escape."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    sys.stdout.flush()
+
+
+def drop_stdout() -> None:
+    """Sends what is still to be written nowhere: Python would try it again at its end, and complain."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 def write_json(value: Any) -> None:
     write(json.dumps(value))
+
+
+def complain(text: str) -> None:
+    """One line on stderr, whatever `text` holds."""
+    sys.stderr.write(f"error: {' '.join(harmless(text).split())}\n")
+
+
+def harmless(text: str) -> str:
+    """Text of a server's or a model's, without what would command the terminal."""
+    return text.translate(CONTROLS)
+
+
+def coloured(text: str, colour: str) -> str:
+    """`text` in a colour where stdout is a terminal, unless its user wants none (https://no-color.org)."""
+    wanted = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return f"\x1b[{colour}m{text}\x1b[0m" if wanted else text

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Annotated
 
 import typer
@@ -12,10 +10,10 @@ from art_mcp.cli import options as o
 
 HELP = "Play one scenario and print the conversation: tool calls and results marked, the tokens that training sees coloured."
 EXAMPLE = "Example: art-mcp rollout calculator --model runs/latest"
-POLICY, RESULT, PLAIN = "\x1b[32m", "\x1b[36m", "\x1b[0m"
 
 
 def command(
+    context: typer.Context,
     environment: o.EnvironmentName,
     option: o.EnvironmentOptions = None,
     model: o.ModelName = "tiny",
@@ -26,6 +24,9 @@ def command(
     tokens: Annotated[bool, typer.Option("--tokens", help="Print the whole token stream as text.")] = False,
     seed: o.Seed = 0,
     lenient: o.Lenient = False,
+    engine: o.Engine = None,
+    engine_python: o.EnginePython = None,
+    engine_arg: o.EngineArgs = None,
     json: o.Json = False,
 ) -> None:
     import anyio
@@ -33,19 +34,24 @@ def command(
     from art_mcp.wiring.play import play_one
     from art_mcp.wiring.stage import Setting
 
-    setting = Setting(environment, o.parse_options(option), model, None, config, seed, lenient=lenient)
+    setting = Setting(
+        *(environment, o.parse_options(option), model, None, config, seed),
+        lenient=lenient,
+        **o.engine_settings(context.params),
+        trainer="torch",  # nothing is trained, and it is the quicker one to load
+    )
     played = anyio.run(lambda: play_one(setting, split=split, number=number, temperature=temperature))
     for author, text in played.parts if tokens else played.lines:
-        o.write(coloured(author, text))
+        o.write(marked(author, text))
     parts = ", ".join(f"{name} {value + 0.0:g}" for name, value in played.rewards.items())  # + 0.0: no -0
     o.write(f"stopped: {played.stop_reason}, reward {played.reward:.3f} ({parts})")
     if json:
         o.write_json(played.to_json())
 
 
-def coloured(author: str, text: str) -> str:
+def marked(author: str, text: str) -> str:
     """What the policy wrote in green, results in cyan, on a terminal; with a mark before it everywhere."""
     marks = {"policy": "»", "tool": "«"}
     line = f"{marks.get(author, ' ')} {author}: {text}"
-    colour = {"policy": POLICY, "tool": RESULT}.get(author)
-    return f"{colour}{line}{PLAIN}" if colour and sys.stdout.isatty() and not os.environ.get("NO_COLOR") else line
+    colour = {"policy": o.GREEN, "tool": o.CYAN}.get(author)
+    return o.coloured(line, colour) if colour else line

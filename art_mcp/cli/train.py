@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from art_mcp.cli import completion
 from art_mcp.cli import options as o
 from art_mcp.errors import ConfigError
+
+if TYPE_CHECKING:
+    from art_mcp.wiring.training import Training
 
 HELP = "Train a model on an environment by reinforcement learning and show what it gained on held-out scenarios."
 EXAMPLE = "Example: art-mcp train calculator --seconds 170"
 DEFAULT_STEPS = 200
 
-EnvironmentOrNone = Annotated[str | None, typer.Argument(metavar="ENV", help="The environment (not needed with --resume).")]
+EnvironmentOrNone = Annotated[
+    str | None,
+    typer.Argument(metavar="ENV", help="The environment (not needed with --resume).", autocompletion=completion.environments),
+]
+RunOrNone = Annotated[
+    str | None,
+    typer.Option("--resume", metavar="RUN", help="Go on with this run.", autocompletion=completion.runs),
+]
 LearningRate = Annotated[float | None, typer.Option("--lr", min=0, help="Default: 1e-4 (LoRA), 1.5e-4 (tiny), else 1e-5.")]
 Control = Annotated[
     Literal["none", "shuffled"],
@@ -22,6 +34,17 @@ Control = Annotated[
 ]
 InProcess = Annotated[
     bool | None, typer.Option("--in-process/--child-process", help="Where engine and trainer run (default: here on a CPU).")
+]
+Lora = Annotated[int | None, typer.Option("--lora", metavar="RANK", min=1, help="Train LoRA adapters of this rank.")]
+Prepare = Annotated[
+    bool, typer.Option("--prepare", help="Where the tags of tool calls were never trained, mend them in a copy of the model.")
+]
+WarmStart = Annotated[
+    int | None,
+    typer.Option("--warm-start", min=1, metavar="N", help="First learn from so many demonstrations (see art-mcp sft)."),
+]
+Curriculum = Annotated[
+    bool, typer.Option("--curriculum", help="Draw scenarios that are neither always nor never solved, as measured so far.")
 ]
 
 
@@ -32,13 +55,16 @@ def command(
     model: o.ModelName = "tiny",
     config: o.ConfigFile = "config.json",
     name: Annotated[str | None, typer.Option("--name", help="The run's folder under runs/ (default: the time).")] = None,
-    resume: Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Go on with this run.")] = None,
+    resume: RunOrNone = None,
     steps: Annotated[int | None, typer.Option("--steps", min=0, help="Training steps in all.")] = None,
     seconds: Annotated[float | None, typer.Option("--seconds", min=0, help="Training time in all, evaluation apart.")] = None,
     groups: Annotated[int, typer.Option("--groups", min=1, help="Scenarios in a step.")] = 16,
     rollouts: Annotated[int, typer.Option("--rollouts", min=2, help="Rollouts of each scenario.")] = 8,
     learning_rate: LearningRate = None,
-    lora: Annotated[int | None, typer.Option("--lora", metavar="RANK", min=1, help="Train LoRA adapters of this rank.")] = None,
+    lora: Lora = None,
+    warm_start: WarmStart = None,
+    curriculum: Curriculum = False,
+    prepare: Prepare = False,
     control: Control = "none",
     eval_n: Annotated[int, typer.Option("--eval-n", min=0, help="Held-out scenarios before and after (0: none).")] = 1000,
     save_every: Annotated[int, typer.Option("--save-every", min=0, help="Steps between checkpoints.")] = 50,
@@ -47,14 +73,15 @@ def command(
     deterministic: o.Deterministic = False,
     in_process: InProcess = None,
     lenient: o.Lenient = False,
+    engine: o.Engine = None,
+    engine_python: o.EnginePython = None,
+    engine_arg: o.EngineArgs = None,
+    trainer: o.Trainer = None,
     json: o.Json = False,
 ) -> None:
     import anyio
 
-    from art_mcp.agent.loop import Plan
-    from art_mcp.types import TrainConfig
     from art_mcp.wiring import training
-    from art_mcp.wiring.stage import Setting
 
     changes = {key: value for key, value in (("steps", steps), ("seconds", seconds)) if value is not None}
     if resume is not None:
@@ -63,15 +90,30 @@ def command(
     elif environment is None:
         raise ConfigError("name an environment (such as calculator), or --resume RUN")
     else:
-        setting = Setting(environment, o.parse_options(option), model, lora, config, seed, deterministic, in_process, lenient)
-        limits: dict[str, Any] = changes or {"steps": DEFAULT_STEPS}
-        plan = Plan(groups=groups, rollouts=rollouts, save_every=save_every, seed=seed, **limits)
-        train_config = TrainConfig(learning_rate=learning_rate, control=control, seed=seed)
-        asked = training.Training(setting, plan, train_config, eval_n, keep=keep)
+        asked = asked_for(context.params, limits=changes or {"steps": DEFAULT_STEPS})
         report = anyio.run(lambda: training.train(asked, name=name, stream=sys.stderr))
     show(report)
     if json:
         o.write_json(report)
+
+
+def asked_for(given: Mapping[str, Any], *, limits: Mapping[str, Any]) -> Training:
+    """The run that a command line asks for."""
+    from art_mcp.agent.imitation import Lessons
+    from art_mcp.agent.loop import Plan
+    from art_mcp.types import TrainConfig
+    from art_mcp.wiring.stage import Setting
+    from art_mcp.wiring.training import Training
+
+    names = ("environment", "model", "lora", "config", "seed", "deterministic", "in_process", "lenient", "trainer")
+    parsed = {"options": o.parse_options(given["option"]), **o.engine_settings(given)}
+    setting = Setting(**parsed, **{name: given[name] for name in names})
+    shape = {name: given[name] for name in ("groups", "rollouts", "save_every", "seed")}
+    plan = Plan(**shape, **limits, draw="solved" if given["curriculum"] else "uniform")
+    config = TrainConfig(learning_rate=given["learning_rate"], control=given["control"], seed=given["seed"])
+    lessons = Lessons(given["warm_start"]) if given["warm_start"] else None
+    more = {name: given[name] for name in ("eval_n", "keep", "prepare")}
+    return Training(setting, plan, config, **more, warm_start=lessons)
 
 
 def refuse_others(context: typer.Context) -> None:
@@ -88,11 +130,13 @@ def show(report: dict[str, Any]) -> None:
     """The report for people: solved before and after, by level, with 95 % intervals."""
     o.write(f"{report['run']}: {report['steps']} steps in {report['train_seconds']:.0f} s")
     for decoding, after in report["after"].items():
-        before = report["before"].get(decoding)
+        measured = [report["before"].get(decoding), after]
+        if warm := report.get("warm_start", {}).get("after"):
+            measured.insert(1, warm[decoding])
         o.write(f"solved on held-out scenarios, {decoding}, 95 % interval")
-        for level, figures in [("all", after), *after["by_level"].items()]:
-            old = before["by_level"].get(level) if before and level != "all" else before
-            o.write(f"  level {level:>3}  n={figures['n']:<5} {share(old)} -> {share(figures)}")
+        for level in ("all", *after["by_level"]):
+            figures = [one if one is None or level == "all" else one["by_level"].get(level) for one in measured]
+            o.write(f"  level {level:>3}  n={(figures[-1] or after)['n']:<5} {' -> '.join(map(share, figures))}")
 
 
 def share(figures: dict[str, Any] | None) -> str:

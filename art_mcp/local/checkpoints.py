@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 
 from art_mcp.errors import RunError, boundary
 from art_mcp.local.torch_trainer import TorchTrainer
+from art_mcp.store.aside import put_back, replace_folder
 
 OPTIMIZER_FILE, STATE_FILE = "optimizer.pt", "trainer.json"
 
@@ -24,25 +26,23 @@ OPTIMIZER_FILE, STATE_FILE = "optimizer.pt", "trainer.json"
 def written_aside(folder: Path) -> Generator[Path]:
     """A folder beside `folder` to write into; it takes its place, complete and synced, when the block ends well.
 
-    At no moment is there half a checkpoint under the name `folder`; what an earlier process left half written is removed.
+    At no moment is there half a checkpoint under the name `folder`, and a kill at any moment leaves a whole one there, or where
+    `put_back` finds it. What an earlier process left half written is removed.
     """
-    for left in folder.parent.glob(f".{folder.name}.*.tmp"):
-        shutil.rmtree(left, ignore_errors=True)
-    aside, replaced = (folder.with_name(f".{folder.name}.{os.getpid()}.{what}.tmp") for what in ("new", "old"))
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.new.tmp")
     try:
         with boundary(RunError, f"writing {folder}", OSError, RuntimeError, SafetensorError):
+            put_back(folder.parent, folder.name)
+            for left in folder.parent.glob(f".{escape(folder.name)}.*.tmp"):
+                shutil.rmtree(left)
             aside.mkdir(parents=True)
             yield aside
             sync(aside)
-            if folder.exists():
-                folder.rename(replaced)
-            aside.rename(folder)
+            replace_folder(aside, folder)
             sync(folder.parent)
     finally:
-        if replaced.exists() and not folder.exists():
-            replaced.rename(folder)
-        for left in (aside, replaced):
-            shutil.rmtree(left, ignore_errors=True)
+        put_back(folder.parent, folder.name)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def sync(folder: Path) -> None:
@@ -63,6 +63,13 @@ def save_checkpoint(folder: Path, *, trainer: TorchTrainer, tokenizer: Any, step
         state = {"optimizer": trainer.optimizer.state_dict(), "rng": torch.get_rng_state()}
         torch.save(state, aside / OPTIMIZER_FILE)
         (aside / STATE_FILE).write_text(json.dumps({"step": step}))
+
+
+def write_weights(folder: Path, *, trainer: TorchTrainer, tokenizer: Any) -> None:
+    """The model or the adapter with the tokenizer, as `save_checkpoint` writes them, and nothing to train on with."""
+    with written_aside(folder) as aside:
+        trainer.model.save_pretrained(aside, safe_serialization=True)
+        tokenizer.save_pretrained(aside)
 
 
 def load_checkpoint(folder: Path, trainer: TorchTrainer) -> int:

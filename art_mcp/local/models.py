@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from art_mcp.core.parse import parse_calls
 from art_mcp.core.template import ChatTemplate
 from art_mcp.errors import ModelError, boundary
 from art_mcp.sampling.tokenizer import BackendTokenizer
+from art_mcp.store.aside import put_back
 from art_mcp.types import LoraSpec, ModelSpec
 
 TINY = Path(__file__).resolve().parent.parent / "tiny_policy"
@@ -31,6 +33,7 @@ VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 """What reading a model's files raises when they are missing, cut short or not each other's."""
 
+CPU = torch.device("cpu")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -44,12 +47,25 @@ class Loaded:
 
 
 def model_source(source: str) -> str:
-    """The folder or hub id that `source` stands for: "tiny" is the policy in this package."""
-    return str(TINY) if source == "tiny" else source
+    """The folder or hub id that `source` stands for: "tiny" is the policy in this package. A checkpoint that a kill caught
+    while it was being replaced is put back first."""
+    if source == "tiny":
+        return str(TINY)
+    if not os.path.exists(source):
+        put_back(Path(source).parent, Path(source).name)
+    return source
 
 
-def load_model(spec: ModelSpec) -> Loaded:
-    """Loads weights and tokenizer of `spec.source`; adds LoRA adapters where `spec.lora` asks for them.
+def dtype_of(spec: ModelSpec, device: torch.device = CPU) -> torch.dtype:
+    """The precision of the model's weights on `device`."""
+    if spec.dtype != "auto":
+        return DTYPES[spec.dtype]
+    adapters = spec.lora is not None or (Path(model_source(spec.source)) / "adapter_config.json").is_file()
+    return torch.bfloat16 if adapters and device.type == "cuda" else torch.float32
+
+
+def load_model(spec: ModelSpec, device: torch.device = CPU) -> Loaded:
+    """Loads weights and tokenizer of `spec.source` onto `device`; adds LoRA adapters where `spec.lora` asks for them.
 
     Raises ModelError, naming what is missing, when the folder or the hub id does not hold a causal language model.
     """
@@ -58,12 +74,12 @@ def load_model(spec: ModelSpec) -> Loaded:
     adapter = Path(source) / "adapter_config.json"
     with boundary(ModelError, f"loading {spec.source}", *UNREADABLE):
         base = base_of(adapter) if adapter.is_file() else source
-        model = load_weights(base, DTYPES[spec.dtype])
+        model = load_weights(base, dtype_of(spec, device))
         if adapter.is_file():
             model = load_adapter(model, source)
         elif spec.lora is not None:
             model = add_lora(model, spec.lora, seed=spec.seed)
-    return Loaded(model.eval(), tokenizer, describe_model(model, spec, base=base))
+    return Loaded(model.to(device).eval(), tokenizer, describe_model(model, spec, base=base))
 
 
 def load_weights(source: str, dtype: torch.dtype) -> Any:
@@ -205,7 +221,7 @@ def describe_model(model: Any, spec: ModelSpec, *, base: str) -> dict[str, Any]:
         "architecture": model.config.model_type,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "trainable_parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-        "dtype": spec.dtype,
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "quantization": None if quantization is None else str(quantization),
         "lora": adapters_of(model),
         "weights_sha256": hash_weights(base),

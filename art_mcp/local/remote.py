@@ -12,14 +12,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeAlias
 
 import art_mcp.errors
 from art_mcp.child import launch_command
@@ -28,6 +28,7 @@ from art_mcp.local.worker import Settings, Worker
 from art_mcp.types import Completion, LoraSpec, ModelSpec, Policy, Sample, SamplingParams, Span, TrainConfig
 
 CLOSE_SECONDS = 10.0
+Learn: TypeAlias = Callable[[Sequence[Sample], TrainConfig], Awaitable[dict[str, float]]]
 
 
 class RemoteWorker:
@@ -76,15 +77,21 @@ class RemoteWorker:
         return Completion(Span(tuple(reply["tokens"]), tuple(reply["logprobs"]), reply["step"]), reply["stopped"])
 
     async def train(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
-        return await asyncio.shield(self._train(samples, config))
+        return await asyncio.shield(self._train("train", samples, config))
 
-    async def _train(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
-        reply = await self._ask("train", samples=[packed(sample) for sample in samples], config=asdict(config))
+    async def imitate(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
+        return await asyncio.shield(self._train("imitate", samples, config))
+
+    async def _train(self, operation: str, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
+        reply = await self._ask(operation, samples=[packed(sample) for sample in samples], config=asdict(config))
         self.step = reply["step"]
         return reply["metrics"]
 
     async def save(self, folder: Path) -> None:
         await self._ask("save", folder=str(folder))
+
+    async def write_weights(self, folder: Path) -> None:
+        await self._ask("write_weights", folder=str(folder))
 
     async def close(self) -> None:
         """Asks the child to end, then ends it."""
@@ -222,14 +229,24 @@ class Child:
         return {"tokens": span.token_ids, "logprobs": span.logprobs, "step": span.policy_version, "stopped": done.stopped}
 
     async def train(self, message: dict[str, Any]) -> dict[str, Any]:
+        return await self._learn(self.worker.train, message)
+
+    async def imitate(self, message: dict[str, Any]) -> dict[str, Any]:
+        return await self._learn(self.worker.imitate, message)
+
+    async def _learn(self, work: Learn, message: dict[str, Any]) -> dict[str, Any]:
         config = message["config"]
         bounds = config["sequence_ratio_bounds"]
         config["sequence_ratio_bounds"] = tuple(bounds) if bounds else None
-        metrics = await self.worker.train([unpacked(parts) for parts in message["samples"]], TrainConfig(**config))
+        metrics = await work([unpacked(parts) for parts in message["samples"]], TrainConfig(**config))
         return {"metrics": metrics, "step": self.worker.step}
 
     async def save(self, message: dict[str, Any]) -> dict[str, Any]:
         await self.worker.save(Path(message["folder"]))
+        return {}
+
+    async def write_weights(self, message: dict[str, Any]) -> dict[str, Any]:
+        await self.worker.write_weights(Path(message["folder"]))
         return {}
 
 

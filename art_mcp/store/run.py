@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from art_mcp.errors import RunError, boundary
+from art_mcp.store.aside import put_back
 from art_mcp.store.trajectories import write_groups
+from art_mcp.store.whole import replace_text
 from art_mcp.types import TrajectoryGroup
 
 MANIFEST, METRICS, LATEST = "manifest.json", "metrics.jsonl", "latest"
@@ -76,6 +78,7 @@ class Run:
     def rewind(self, step: int) -> None:
         """Forgets metrics and trajectories from `step` on, which a resumed run makes again, and what a kill left half done."""
         kept = [line for line in self.read_metrics() if line["step"] < step]
+        put_back(self.folder / "checkpoints")
         with boundary(RunError, f"rewinding {self.folder} to step {step}"):
             replace_text(self.folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
             for path in (self.folder / "trajectories").glob("step-*.parquet"):
@@ -139,16 +142,12 @@ def point_latest(folder: Path) -> None:
 
 
 def open_run(path: Path, *, keep_seconds: bool = True) -> Run:
-    """An existing run; a link such as runs/latest is followed. Raises RunError where there is none."""
+    """An existing run; a link such as runs/latest is followed. A checkpoint that a kill caught while it was being replaced is
+    put back. Raises RunError where there is none."""
     folder = path.parent / path.readlink() if path.is_symlink() else path
     if not (folder / MANIFEST).is_file():
         here = sorted(one.parent.name for one in path.parent.glob(f"*/{MANIFEST}") if not one.parent.is_symlink())
         hint = f"there are {', '.join(here)}" if here else "`art-mcp train` makes runs under runs/"
         raise RunError(f"no run at {path} (a folder with a {MANIFEST}): {hint}")
+    put_back(folder / "checkpoints")
     return Run(folder, keep_seconds)
-
-
-def replace_text(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)

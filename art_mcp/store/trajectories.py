@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from art_mcp.store.whole import replacing
 from art_mcp.types import FailedRollout, Scenario, ScoredTrajectory, Span, TrajectoryGroup
 
 SCHEMA = pa.schema(
@@ -43,14 +44,13 @@ order; a failed rollout has `failure` and neither messages nor tokens."""
 
 
 def write_groups(path: Path, groups: Sequence[TrajectoryGroup], *, step: int, keep_seconds: bool) -> None:
-    """Writes the file aside and renames it."""
+    """One row a trajectory, failed rollouts included; the file is whole or not there."""
     rows: list[dict[str, Any]] = []
     for number, group in enumerate(groups):
         rows += [{"step": step, "group": number, **row_of(one, keep_seconds=keep_seconds)} for one in group.trajectories]
         rows += [{"step": step, "group": number, **failed_row(one, group.scenario)} for one in group.failures]
-    aside = path.with_name(f".{path.name}.tmp")
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), aside, compression="zstd")
-    aside.replace(path)
+    with replacing(path) as aside:
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), aside, compression="zstd")
 
 
 def row_of(scored: ScoredTrajectory, *, keep_seconds: bool) -> dict[str, Any]:

@@ -1,7 +1,22 @@
-"""Tool servers: the mcpServers file, connections and the toolbox. The only room that speaks MCP; agents see a port."""
+"""Tool servers: the mcpServers file, connections and the toolbox. The only room that speaks MCP; agents see a port.
+
+The file can be read without the protocol: what needs mcp is loaded when it is named.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from art_mcp.tools.config import load_config
-from art_mcp.tools.connect import connect
-from art_mcp.tools.toolbox import McpToolbox, open_tools
 
-__all__ = ["McpToolbox", "connect", "load_config", "open_tools"]
+if TYPE_CHECKING:
+    from art_mcp.tools.toolbox import McpToolbox, open_tools
+
+__all__ = ["McpToolbox", "load_config", "open_tools"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module("art_mcp.tools.toolbox"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

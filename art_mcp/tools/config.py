@@ -25,22 +25,30 @@ REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 def load_config(path: str | Path) -> Mapping[str, ServerSpec]:
     """The servers of a `mcpServers` file, by name, in its order. `${NAME}` references stay as they are until `resolve`.
 
-    Raises ConfigError: no file, broken JSON (with line and column), no servers, or an entry that `server_spec` refuses.
+    Raises ConfigError, which names the file: no file, broken JSON (with line and column), no servers, or an entry that
+    `server_spec` refuses.
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise ConfigError(f"no config file at {path}")
     with boundary(ConfigError, f"reading {path}", OSError, UnicodeDecodeError):
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows put a mark before the text
     try:
         content: object = json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}, line {error.lineno}, column {error.colno}: {error.msg}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: its lists and objects are nested too deep") from None
+    except ValueError:  # Python's own limit on the digits of an int
+        raise ConfigError(f"{path}: a number in it has too many digits") from None
     entries = cast("dict[str, object]", content).get("mcpServers") if isinstance(content, dict) else None
     if not isinstance(entries, dict) or not entries:
         raise ConfigError(f'{path} names no servers: it needs {{"mcpServers": {{"NAME": {{"command": …}}}}}}')
     folder = path.resolve().parent
-    return {name: server_spec(name, entry, folder) for name, entry in cast("dict[str, object]", entries).items()}
+    try:
+        return {name: server_spec(name, entry, folder) for name, entry in cast("dict[str, object]", entries).items()}
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def server_spec(name: str, entry: object, folder: str | Path = ".") -> ServerSpec:
@@ -69,6 +77,11 @@ def server_spec(name: str, entry: object, folder: str | Path = ".") -> ServerSpe
     args = tuple(anchored(argument, root, cwd) for argument in fields.items("args"))
     command = sys.executable if command in PYTHONS else anchored(command, root, cwd)
     return ServerSpec(name, "stdio", command=command, args=args, env=fields.texts("env"), cwd=cwd)
+
+
+def is_target(server: str) -> bool:
+    """Whether this is no name but a "file.py:server"."""
+    return re.search(r"\.py(:|$)", server) is not None
 
 
 def target_spec(target: str, folder: str | Path = ".") -> ServerSpec:
@@ -106,10 +119,10 @@ def resolve(spec: ServerSpec, environ: Mapping[str, str] | None = None) -> tuple
         spec,
         command=found.fill("command", spec.command),
         args=tuple(found.fill(f"args[{index}]", argument) for index, argument in enumerate(spec.args)),
-        env={key: found.fill(f"env.{key}", value) for key, value in spec.env.items()},
+        env={key: found.fill(f"env.{plain(key)}", value) for key, value in spec.env.items()},
         cwd=spec.cwd and Path(found.fill("cwd", str(spec.cwd))),
         url=found.fill("url", spec.url),
-        headers={key: found.fill(f"headers.{key}", value) for key, value in spec.headers.items()},
+        headers={key: found.fill(f"headers.{plain(key)}", value) for key, value in spec.headers.items()},
     )
     return resolved, frozenset((*found.values, *resolved.env.values(), *resolved.headers.values()))
 
@@ -142,15 +155,19 @@ class _Fields:
         self.entry = entry
 
     def text(self, key: str) -> str:
-        return self._checked(key, self.entry.get(key) or "", str)
+        return self._checked(key, self._given(key, ""), str)
 
     def items(self, key: str) -> tuple[str, ...]:
-        items = self._checked(key, self.entry.get(key) or [], list)
+        items = self._checked(key, self._given(key, []), list)
         return tuple(self._checked(f"{key}[{index}]", item, str) for index, item in enumerate(items))
 
     def texts(self, key: str) -> dict[str, str]:
-        pairs = self._checked(key, self.entry.get(key) or {}, dict)
-        return {name: self._checked(f"{key}.{name}", value, str) for name, value in pairs.items()}
+        pairs = self._checked(key, self._given(key, {}), dict)
+        return {name: self._checked(f"{key}.{plain(name)}", value, str) for name, value in pairs.items()}
+
+    def _given(self, key: str, absent: object) -> object:
+        value = self.entry.get(key)
+        return absent if value is None else value
 
     def _checked(self, key: str, value: Any, kind: type[Any]) -> Any:
         if not isinstance(value, kind):
@@ -172,6 +189,11 @@ def kind_of(value: object) -> str:
     return KINDS.get(type(value), f"a value of type {type(value).__name__}")
 
 
+def plain(name: str) -> str:
+    """A name as it is, or quoted where it would not fit on a line."""
+    return name if name.isprintable() else repr(name)
+
+
 def url_transport(name: str, kind: str, url: str) -> Transport:
     if kind in URL_TYPES:
         return URL_TYPES[kind]
@@ -182,7 +204,7 @@ def url_transport(name: str, kind: str, url: str) -> Transport:
 
 def anchored(text: str, folder: Path, cwd: Path) -> str:
     """A path that exists from the config's folder but not from where the server runs, made absolute; else the text."""
-    if cwd == folder or not text or (cwd / text).exists():
+    if cwd == folder or not text or os.path.exists(cwd / text):  # Path.exists raises for a text that is too long for a path
         return text
     path = folder / text
-    return str(path) if path.exists() else text
+    return str(path) if os.path.exists(path) else text

@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
@@ -22,7 +22,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.types import CONNECTION_CLOSED, INTERNAL_ERROR, METHOD_NOT_FOUND
 
 from art_mcp.child import launch_command
-from art_mcp.errors import ArtMcpError, ToolServerError, describe, sole_cause
+from art_mcp.errors import ArtMcpError, ToolServerError, boundary, describe, sole_cause
 from art_mcp.tools.config import resolve
 from art_mcp.tools.inprocess import ServerObject, load_server
 from art_mcp.types import ServerSpec
@@ -69,7 +69,10 @@ class Log:
 
 @contextmanager
 def open_log() -> Generator[Log]:
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
+    """Raises ToolServerError where no file can be made, such as on a full disk."""
+    with ExitStack() as stack:
+        with boundary(ToolServerError, "no file can be made for what a server writes to stderr"):
+            file = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8"))
         # The server shares our position in the file; appending, it goes on at the new end after a trim.
         fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) | os.O_APPEND)
         yield Log(cast("TextIO", file))

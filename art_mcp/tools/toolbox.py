@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import anyio
 
 from art_mcp.errors import ConfigError, sole_cause
-from art_mcp.tools.config import load_config, pick, server_spec, suggest, target_spec
+from art_mcp.tools.config import is_target, load_config, pick, server_spec, suggest, target_spec
 from art_mcp.tools.connect import Era
 from art_mcp.tools.inprocess import ServerObject
 from art_mcp.tools.link import Link, Waiting
@@ -95,7 +95,7 @@ def find_servers(servers: Sequence[AnyServer], config: Path, *, folder: str | Pa
             found.append(server_spec(str(server.get("name") or f"server{number}"), server, root))
         elif not isinstance(server, str):
             found.append(server)
-        elif re.search(r"\.py(:|$)", server):
+        elif is_target(server):
             found.append(target_spec(server, root))
         else:
             known = known or load_config(config)

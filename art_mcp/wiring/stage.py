@@ -6,12 +6,13 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from art_mcp.environment import Environment, load_environment
 from art_mcp.errors import RunError
 from art_mcp.model import TrainableModel
 from art_mcp.ports import Progress, Toolbox
+from art_mcp.store.aside import put_back
 from art_mcp.store.run import MANIFEST, Run, open_run
 from art_mcp.types import LoraSpec, ModelSpec
 
@@ -35,6 +36,10 @@ class Setting:
     deterministic: bool = False
     in_process: bool | None = None
     lenient: bool = False
+    engine: Literal["transformers", "vllm"] | None = None
+    engine_python: str | None = None
+    engine_args: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    trainer: Literal["torch", "unsloth"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,8 @@ def model_spec(setting: Setting, *, resume: bool = False) -> ModelSpec:
 def find_model(text: str) -> str:
     """The folder or hub id that `text` stands for. Raises RunError for a run without (that) checkpoint."""
     name, at, step = text.partition("@")
+    if not Path(text).exists():
+        put_back(Path(text).parent, Path(text).name)
     folder = None if text == "tiny" else run_folder(name)
     if folder is not None:
         return str(checkpoint_of(open_run(folder), step))
@@ -97,10 +104,15 @@ async def open_stage(setting: Setting, *, splits: Sequence[str] = (), resume_fro
     from art_mcp.tools import open_tools
 
     model = TrainableModel(name="policy", spec=spec)
-    async with (
-        LocalBackend(in_process=setting.in_process, deterministic=setting.deterministic) as backend,
-        open_tools(environment.servers, config=setting.config, only=environment.tools) as toolbox,
-    ):
+    backend = LocalBackend(
+        in_process=setting.in_process,
+        deterministic=setting.deterministic,
+        engine=setting.engine,
+        engine_python=setting.engine_python,
+        engine_args=setting.engine_args,
+        trainer=setting.trainer,
+    )
+    async with backend, open_tools(environment.servers, config=setting.config, only=environment.tools) as toolbox:
         await model.register(backend)
         yield Stage(environment, toolbox, model, backend)
 

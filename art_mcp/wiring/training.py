@@ -5,31 +5,36 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 
+from art_mcp.agent.curriculum import recalled
+from art_mcp.agent.imitation import Lessons
 from art_mcp.agent.loop import Plan, train_loop
 from art_mcp.errors import RunError, boundary
 from art_mcp.ports import Recorder
 from art_mcp.store.run import Run, new_run, refuse_name
-from art_mcp.types import TrainConfig, TrajectoryGroup
+from art_mcp.store.whole import replacing
+from art_mcp.types import TrainConfig
 from art_mcp.wiring.stage import RUNS, Setting, Stage, evaluate_stage, find_run, open_stage
-
-if TYPE_CHECKING:
-    from art_mcp.observe.console import ConsoleProgress
+from art_mcp.wiring.tags import check_tags
 
 RECORDED = ("art-mcp", "torch", "transformers", "peft", "mcp", "jinja2", "tokenizers", "numpy")
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """A whole training run as it was asked for; all of it is in the manifest, so that it can be resumed and repeated."""
+    """A whole training run as it was asked for; all of it is in the manifest, so that it can be resumed and repeated.
+
+    `warm_start`: what is learned by example before rewards count; with `plan.steps` 0 that is all. The steps of `plan` come
+    after those of the warm start, its seconds are those of both.
+    """
 
     setting: Setting
     plan: Plan = field(default_factory=Plan)
@@ -37,6 +42,8 @@ class Training:
     eval_n: int = 1000
     eval_split: str = "test"
     keep: int = 3
+    warm_start: Lessons | None = None
+    prepare: bool = False
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -44,30 +51,17 @@ class Training:
         return (self.plan.split, self.eval_split) if self.eval_n else (self.plan.split,)
 
 
-@dataclass(frozen=True, slots=True)
-class Both:
-    """A Recorder that is a run folder and a console."""
-
-    run: Run
-    console: ConsoleProgress
-
-    def groups(self, step: int, groups: Sequence[TrajectoryGroup]) -> None:
-        self.run.groups(step, groups)
-
-    def metrics(self, step: int, values: Mapping[str, Any]) -> None:
-        self.run.metrics(step, values)
-        self.console.metrics(step, values)
-
-
 async def train(training: Training, *, name: str | None, stream: Any) -> dict[str, Any]:
     """A new run from before to after. Returns the report that the command prints; the run folder holds it too. The folder is
     made once everything is open, so that a mistake leaves none behind."""
     refuse_name(RUNS, name)
     clock = Clock()
+    training = replace(training, setting=check_tags(training.setting, prepare=training.prepare))
     async with open_stage(training.setting, splits=training.splits) as stage:
         run = new_run(RUNS, name, keep_seconds=not training.setting.deterministic)
         run.describe(describe_stage(stage))
-        return await carry_out(training, run, stage=stage, clock=clock, stream=stream)
+        report = await carry_out(training, run, stage=stage, clock=clock, stream=stream)
+    return report or await go_on(training, run, clock=clock, stream=stream)
 
 
 async def resume(folder: str, *, plan: Mapping[str, Any], stream: Any) -> dict[str, Any]:
@@ -78,14 +72,22 @@ async def resume(folder: str, *, plan: Mapping[str, Any], stream: Any) -> dict[s
     if plan:
         training = replace(training, plan=replace(training.plan, **{"steps": None, "seconds": None, **plan}))
     run = replace(run, keep_seconds=not training.setting.deterministic)
-    clock = Clock()
-    last = run.checkpoints()[-1:]
-    checkpoint = str(run.checkpoint(last[0])) if last else None
-    async with open_stage(training.setting, splits=training.splits, resume_from=checkpoint) as stage:
-        run.rewind(last[0] if last else 0)
-        resumed = {"step": last[0] if last else 0, **describe_stage(stage)}
-        run.describe({"resumed": [*run.manifest.get("resumed", []), resumed]})
-        return await carry_out(training, run, stage=stage, clock=clock, stream=stream)
+    return await go_on(training, run, clock=Clock(), stream=stream, resumed=True)
+
+
+async def go_on(training: Training, run: Run, *, clock: Clock, stream: Any, resumed: bool = False) -> dict[str, Any]:
+    """From the last checkpoint to the end. The supervised part and the rest each have a stage of their own, so that the rest
+    begins with an optimizer of its own."""
+    report: dict[str, Any] = {}
+    while not report:
+        step = (run.checkpoints() or [0])[-1]
+        checkpoint = str(run.checkpoint(step)) if run.checkpoints() else None
+        async with open_stage(training.setting, splits=training.splits, resume_from=checkpoint) as stage:
+            run.rewind(step)
+            if resumed:
+                run.describe({"resumed": [*run.manifest.get("resumed", []), {"step": step, **describe_stage(stage)}]})
+            report, resumed = await carry_out(training, run, stage=stage, clock=clock, stream=stream), False
+    return report
 
 
 def read_training(run: Run) -> Training:
@@ -96,53 +98,92 @@ def read_training(run: Run) -> Training:
         bounds = config["sequence_ratio_bounds"]
         config["sequence_ratio_bounds"] = tuple(bounds) if bounds else None
         values |= {"setting": Setting(**values["setting"]), "plan": Plan(**values["plan"]), "config": TrainConfig(**config)}
+        lessons: dict[str, Any] | None = values.get("warm_start")
+        values["warm_start"] = None if lessons is None else Lessons(**lessons)
         return Training(**values)
 
 
 async def carry_out(training: Training, run: Run, *, stage: Stage, clock: Clock, stream: Any) -> dict[str, Any]:
-    """The run on an open stage, recorded from here on, however it ends."""
+    """The run on an open stage, recorded from here on, however it ends. The report is empty where only the supervised part is
+    done, and the rest wants a stage of its own."""
     clock.lap("start")
     run.describe({"training": asdict(training)})
     with status_kept(run, stream):
         before = run.manifest.get("before") or await measure(stage, training, stream=stream, label="before training")
         clock.lap("evaluate_before")
         run.describe({"before": before})
+        if training.warm_start and not run.manifest.get("warm_start", {}).get("done"):
+            await warm_up(training, run, stage=stage, clock=clock, stream=stream)
+            if training.plan.steps != 0:
+                return {}
         trained = await train_stage(stage, training, run, stream=stream)
         clock.lap("train")
         after = await measure(stage, training, stream=stream, label="after training")
         clock.lap("evaluate_after")
         step = await stage.model.get_step()
         finish(run, training)
-        run.describe({"after": after, "seconds": clock.laps, "train_seconds": trained, "steps": step})
-    return {"run": str(run.folder), "steps": step, "train_seconds": trained, "before": before, "after": after}
+        told = {"after": after, "seconds": clock.laps, "train_seconds": trained, "steps": step}
+        run.describe({**told, "status": "finished"})
+    report = {"run": str(run.folder), "steps": step, "train_seconds": trained, "before": before, "after": after}
+    return report | ({"warm_start": run.manifest["warm_start"]} if training.warm_start else {})
+
+
+async def warm_up(training: Training, run: Run, *, stage: Stage, clock: Clock, stream: Any) -> None:
+    """The supervised part of a run, and what it gave."""
+    from art_mcp.wiring.warm import learn_by_example
+
+    assert training.warm_start is not None
+    lessons, plan = training.warm_start, training.plan
+    limits = [seconds for seconds in (lessons.seconds, plan.seconds) if seconds is not None]
+    learned = await learn_by_example(
+        stage,
+        run,
+        lessons=replace(lessons, seconds=min(limits, default=None)),
+        plan=plan,
+        config=training.config,
+        keep=training.keep,
+        stream=stream,
+    )
+    clock.lap("warm_start")
+    after = {} if plan.steps == 0 else await measure(stage, training, stream=stream, label="after the warm start")
+    clock.lap("evaluate_warm_start")
+    run.describe({"warm_start": {**learned, "after": after, "done": True}, "seconds": clock.laps})
 
 
 @contextmanager
 def status_kept(run: Run, stream: Any) -> Generator[None]:
-    """Keeps the manifest's status: running, then finished, failed, or stopped; then `stream` is told how the run goes on."""
+    """Keeps the manifest's status: running, and where it does not end well, failed or stopped; then `stream` is told how the
+    run goes on."""
     run.describe({"status": "running"})
-    status = "failed"
     try:
         yield
-        status = "finished"
     except (anyio.get_cancelled_exc_class(), KeyboardInterrupt):
-        status = "stopped"
         step = (run.checkpoints() or [0])[-1]
         stream.write(f"stopped after {step} steps; to go on: art-mcp train --resume {run.folder}\n")
+        leave(run, "stopped")
         raise
-    finally:
+    except BaseException:
+        leave(run, "failed")
+        raise
+
+
+def leave(run: Run, status: str) -> None:
+    with suppress(RunError):  # a full disk takes neither this nor what failed before, and that is what must be told
         run.describe({"status": status})
 
 
 async def train_stage(stage: Stage, training: Training, run: Run, *, stream: Any) -> float:
-    """Trains; returns the seconds spent on it, those before a resume included."""
+    """Trains by reward; returns the seconds spent on training, those before a resume and of a warm start included."""
     from art_mcp.observe.console import ConsoleProgress
+    from art_mcp.wiring.warm import Both
 
     async def save(step: int) -> None:
         await stage.backend.save(stage.model, str(run.checkpoint(step)))
         run.prune(training.keep)
 
     plan, first = training.plan, await stage.model.get_step()
+    if plan.steps is not None:
+        plan = replace(plan, steps=plan.steps + run.manifest.get("warm_start", {}).get("steps", 0))
     spent = float(run.read_metrics()[-1]["seconds_total"]) if first else 0.0
     left = None if plan.seconds is None else max(0.0, plan.seconds - spent)
     with ConsoleProgress(stream, label="training", first=first, steps=plan.steps, seconds=left) as console:
@@ -157,13 +198,18 @@ async def train_stage(stage: Stage, training: Training, run: Run, *, stream: Any
             save=save,
             progress=console,
             spent=spent,
+            history=recalled(run.read_metrics()),
         )
 
 
 def finish(run: Run, training: Training) -> None:
     from art_mcp.observe.plots import plot_reward
 
-    plot_reward(run.folder / "reward.png", run.read_metrics(), title=f"{training.setting.environment}, {run.folder.name}")
+    path, metrics = run.folder / "reward.png", [line for line in run.read_metrics() if "reward" in line]
+    if not metrics:
+        return
+    with boundary(RunError, f"writing {path}"), replacing(path) as aside:
+        plot_reward(aside, metrics, title=f"{training.setting.environment}, {run.folder.name}")
 
 
 async def measure(stage: Stage, training: Training, *, stream: Any, label: str) -> dict[str, Any]:
@@ -188,6 +234,7 @@ async def measure(stage: Stage, training: Training, *, stream: Any, label: str) 
 def describe_stage(stage: Stage) -> dict[str, Any]:
     """What a manifest says of the parts: versions, the model really loaded, hashes of what the model is shown."""
     from art_mcp.local.models import load_tokenizer, model_source, template_source
+    from art_mcp.local.prepare import read_record
 
     template = template_source(load_tokenizer(model_source(stage.model.spec.source)))
     tools = [tool.schema() for tool in stage.toolbox.tools]
@@ -195,7 +242,7 @@ def describe_stage(stage: Stage) -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version(), **{name: installed(name) for name in RECORDED}},
         "machine": {"platform": platform.platform(), "processor": platform.processor()},
-        "model": stage.backend.facts(stage.model),
+        "model": {**stage.backend.facts(stage.model), "prepared": read_record(stage.model.spec.source)},
         "template_sha256": digest(template),
         "tools": [tool.name for tool in stage.toolbox.tools],
         "tool_schema_sha256": digest(json.dumps(tools, sort_keys=True)),
@@ -223,4 +270,4 @@ class Clock:
 
     def lap(self, name: str) -> None:
         now = monotonic()
-        self.laps[name], self._last = now - self._last, now
+        self.laps[name], self._last = self.laps.get(name, 0.0) + now - self._last, now

@@ -3,14 +3,17 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import typer.main
 
-from art_mcp.cli.main import main
+from art_mcp.cli.main import app
 from art_mcp.store.run import Run
 
 ROOT = Path(__file__).parents[2]
@@ -59,21 +62,6 @@ def project(tmp_path, monkeypatch):
 
 def write(project, name, servers, reward):
     (project / "environments" / f"{name}.py").write_text(SMALL.format(servers=servers, reward=reward))
-
-
-@pytest.fixture
-def art(monkeypatch, capsys):
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["art-mcp", *args])
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-        else:
-            code = 0
-        return code, *capsys.readouterr()
-
-    return run
 
 
 MISTAKES = {
@@ -142,11 +130,56 @@ def test_a_bug_is_a_crash_and_no_line(project, art, monkeypatch):
         art("eval", "crash")
 
 
-@pytest.mark.parametrize("command", ["train", "rollout", "eval", "check"])
-def test_help_shows_an_example(art, command):
+COMMANDS = typer.main.get_command(app).commands
+
+
+def test_every_command_is_named_in_the_help(art):
+    assert {"train", "rollout", "eval", "check", "tools", "call", "inspect"} <= COMMANDS.keys()
+    code, out, err = art("--help")
+    assert (code, err) == (0, "")
+    assert all(re.search(rf"^│ {name} ", out, re.MULTILINE) for name in COMMANDS)
+    assert all(option in out for option in ("--version", "--install-completion", "--show-completion"))
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["tools", "--help"]], ids=" ".join)
+def test_help_loads_nothing_heavy(words, tmp_path):
+    heavy = ["torch", "transformers", "vllm", "mcp", "openai", "weave", "pyarrow", "jsonschema", "httpx2", "jinja2"]
+    program = f"""
+import atexit, sys
+atexit.register(lambda: sys.stderr.write(" ".join(set({heavy}) & set(sys.modules))))
+from art_mcp.cli.main import main
+sys.argv = ["art-mcp", *{words}]
+main()
+"""
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environ, capture_output=True, text=True, check=True
+    )
+    assert "Usage: art-mcp" in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example_that_is_accepted_and_json_is_offered(art, command):
     code, out, err = art(command, "--help")
     assert (code, err) == (0, "")
-    assert f"art-mcp {command} calculator" in " ".join(out.split())
+    shown = " ".join(out.split())
+    assert "--json" in shown
+    epilog = COMMANDS[command].epilog
+    assert epilog.startswith(f"Example: art-mcp {command} ")
+    assert epilog in shown
+    for name, *words in map(shlex.split, re.findall(r"art-mcp ([^;]+)", epilog)):
+        COMMANDS[name].make_context(name, words)
+
+
+def test_the_version_is_that_of_the_package(art):
+    assert art("--version") == (0, f"art-mcp {version('art-mcp')}\n", "")
+
+
+def test_without_a_command_there_is_help(art):
+    code, out, err = art()
+    assert "Usage: art-mcp [OPTIONS] COMMAND [ARGS]..." in out + err
+    assert code == 2
 
 
 def test_check_shows_what_the_model_sees_and_the_reward_of_every_policy(project, art):
@@ -187,6 +220,7 @@ def test_rollout_shows_who_said_what_and_the_token_stream(project, art):
 
 def test_a_terminal_sees_what_the_policy_wrote_in_colour_unless_it_wants_none(project, art, monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     _, out, _ = art("rollout", HERE, "--temperature", "0")
     assert "\x1b[32m» policy: calls " in out

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -115,6 +116,27 @@ def test_a_writer_that_fails_leaves_the_old_checkpoint_as_it_was(tmp_path, error
     assert names(folder) == ["b"]
 
 
+def test_the_old_checkpoint_comes_back_when_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    folder, rename = tmp_path / "7", Path.rename
+    with written_aside(folder) as aside:
+        (aside / "a").write_text("old")
+
+    def refuse(path, target):
+        if path.name.endswith(".new.tmp"):
+            raise OSError("the disk went away")
+        return rename(path, target)
+
+    def replace():
+        with written_aside(folder) as aside:
+            (aside / "a").write_text("new")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(RunError, match="the disk went away"):
+        replace()
+    assert names(tmp_path) == ["7"]
+    assert (folder / "a").read_text() == "old"
+
+
 def test_a_model_that_cannot_be_written_leaves_nothing(tmp_path, toy):
     trainer, loaded = open_trainer(toy)
     (tmp_path / "file").write_text("in the way")
@@ -124,11 +146,13 @@ def test_a_model_that_cannot_be_written_leaves_nothing(tmp_path, toy):
 
 
 KILLED = """
-import json, os, signal, sys
+import json, os, shutil, signal, sys
 from pathlib import Path
+from art_mcp.errors import RunError
 from art_mcp.local.checkpoints import written_aside
+from art_mcp.local.models import model_source
 
-folder = Path(sys.argv[1])
+folder, opener = Path(sys.argv[1]), sys.argv[2]
 STEPS = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree"}
 
 def write_until(fatal):
@@ -146,9 +170,21 @@ def write_until(fatal):
             (aside / name).write_text("new")
     os._exit(0)
 
+def fail_to_save():
+    try:
+        with written_aside(folder) as aside:
+            (aside / "a").write_text("half")
+            raise OSError("disk full")
+    except RunError:
+        pass
+
+def state():
+    return {path.name: path.read_text() for path in folder.iterdir()} if folder.exists() else None
+
 status, fatal, found = 1, 0, []
 while status:
-    folder.mkdir(exist_ok=True)
+    shutil.rmtree(folder.parent)  # what is left over would cost the next child steps of its own
+    folder.mkdir(parents=True)
     for name in "ab":
         (folder / name).write_text("old")
     fatal += 1
@@ -156,24 +192,34 @@ while status:
         write_until(fatal)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert status in (0, -signal.SIGKILL)
-    found.append({path.name: path.read_text() for path in folder.iterdir()} if folder.exists() else None)
+    left = state()
+    fail_to_save() if opener == "save" else model_source(str(folder))
+    mended = state()
+    if opener == "save":
+        assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    shutil.rmtree(folder)
+    model_source(str(folder))
+    found.append((left, mended, state()))
 print(json.dumps(found))
 """
 
 
-def test_a_process_killed_at_any_moment_leaves_no_half_checkpoint(tmp_path):
+@pytest.mark.parametrize("opener", ["save", "load"])
+def test_a_process_killed_at_any_moment_leaves_a_whole_checkpoint_for_the_next_that_comes(tmp_path, opener):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    folder = tmp_path / "runs" / "7"
+    folder = tmp_path / "runs" / "[7]"
     folder.parent.mkdir()
-    done = subprocess.run([sys.executable, "-c", KILLED, str(folder)], env=environment, stdout=subprocess.PIPE, check=True)
-    found = json.loads(done.stdout)
+    command = [sys.executable, "-c", KILLED, str(folder), opener]
+    found = json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
     old, new = {"a": "old", "b": "old"}, {"a": "new", "b": "new"}
-    assert len(found) > 6
-    assert [state for state in found if state not in (old, new, None)] == []
-    assert found.count(None) <= 1  # between two renames, when both stand beside
-    assert found[0] == old
-    assert found[-1] == new
-    assert names(tmp_path / "runs") == ["7"]
+    assert len(found) > 12
+    left, mended, after_removal = zip(*found, strict=True)
+    assert [state for state in left if state not in (old, new, None)] == []
+    assert left.count(None) == 1  # between two renames
+    assert [state for state in mended if state not in (old, new)] == []
+    assert (left[0], mended[0], left[-1], mended[-1]) == (old, old, new, new)
+    assert [state for state in after_removal if state not in (old, None)] == []  # what is half removed never comes back
+    assert names(tmp_path / "runs") == []
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "foreign", "stateless", "other model"])

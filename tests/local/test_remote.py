@@ -103,17 +103,18 @@ def family(worker):
 async def test_a_child_that_is_killed_fails_what_waits_for_it_and_says_so(spec):
     worker = RemoteWorker("toy", spec, SETTINGS)
     processes = family(worker)
-    sampling = [asyncio.create_task(worker.sample(PROMPT, params=ENDLESS, stop=frozenset())) for _ in range(2)]
-    training = asyncio.create_task(worker.train([], CONFIG))
-    await asyncio.sleep(0)
     (child,) = [process for process in processes if process.cmdline()[1] == "-m"]  # the others are the launcher's
+    sampling = [asyncio.create_task(worker.sample(PROMPT, params=ENDLESS, stop=frozenset())) for _ in range(2)]
+    child.suspend()  # so that more than a pipe holds is still being written when it dies
+    training = asyncio.create_task(worker.train([Sample((1, 2) * 100000, (False, True) * 100000, None, 1.0)], CONFIG))
+    await asyncio.sleep(0)
     child.send_signal(signal.SIGKILL)
     with anyio.fail_after(20):
         results = await asyncio.gather(*sampling, training, return_exceptions=True)
     assert all(isinstance(result, EngineError) for result in results)
     assert {str(result) for result in results} == {f"the worker process {processes[0].pid} has ended (killed by SIGKILL)"}
     with pytest.raises(EngineError, match="killed by SIGKILL"):
-        await worker.train([Sample((1, 2) * 100000, (False, True) * 100000, None, 1.0)], CONFIG)
+        await worker.train([], CONFIG)
     await worker.close()
     assert psutil.wait_procs(processes, timeout=10)[1] == []
 

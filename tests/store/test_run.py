@@ -1,12 +1,18 @@
 """A run's folder: its name, what is appended and replaced, what a kill may leave, and how it is rewound."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 
 from art_mcp.errors import RunError
-from art_mcp.store.run import new_run, open_run
-from art_mcp.types import TrajectoryGroup
+from art_mcp.store.aside import put_back, replace_folder
+from art_mcp.store.run import Run, new_run, open_run
+from art_mcp.store.trajectories import read_rows
+from art_mcp.types import StopReason, Trajectory, TrajectoryGroup
 
 
 def checkpoints(run, *steps):
@@ -109,6 +115,40 @@ def test_rewinding_forgets_all_that_came_after_and_what_a_kill_left_half_done(tm
     assert steps_of(run, "checkpoints") == ["step-000002"]
 
 
+@pytest.mark.parametrize("forget", [False, True])
+def test_a_checkpoint_that_was_being_replaced_at_a_kill_is_there_again_when_the_run_is_opened(tmp_path, forget):
+    run = new_run(tmp_path, "mine")
+    run.describe({})
+    checkpoints(run, 50, 100, 150)
+    away = {step: run.checkpoint(step).with_name(f".step-{step:06d}.7.old.tmp") for step in (100, 150)}
+    run.checkpoint(100).rename(away[100])
+    shutil.copytree(run.checkpoint(150), away[150])  # its successor has taken its place already
+    shutil.copytree(run.checkpoint(50), run.folder / "checkpoints" / ".step-000200.7.new.tmp")
+    if forget:
+        run.rewind(0)
+        assert steps_of(run, "checkpoints") == ["step-000050", "step-000100", "step-000150"]
+    else:
+        run = open_run(run.folder)
+    assert run.checkpoints() == [50, 100, 150]
+    assert (run.checkpoint(100) / "model.safetensors").read_text() == "weights"
+
+
+def test_a_checkpoint_that_cannot_be_put_back_is_told(tmp_path):
+    (tmp_path / ".x.7.old.tmp").mkdir()
+    (tmp_path / "x").symlink_to("nowhere")
+    with pytest.raises(RunError, match=r"putting .*x back in its place"):
+        put_back(tmp_path, "x")
+
+
+def test_a_folder_that_replaces_another_leaves_nothing_beside_it(tmp_path):
+    for text in ("one", "two"):
+        aside = tmp_path / ".x.1.new.tmp"
+        aside.mkdir()
+        (aside / text).touch()
+        replace_folder(aside, tmp_path / "x")
+        assert [path.name for path in tmp_path.rglob("*")] == ["x", text]
+
+
 def test_only_whole_checkpoints_count_and_in_the_order_of_their_steps(tmp_path):
     run = new_run(tmp_path, "mine")
     assert run.checkpoints() == []
@@ -126,8 +166,64 @@ def test_the_last_checkpoints_are_kept(tmp_path, keep, left):
     assert steps_of(run, "checkpoints") == [f"step-{step:06d}" for step in left]
 
 
-def test_a_run_that_keeps_no_times_writes_none(tmp_path):
-    assert new_run(tmp_path, "a", keep_seconds=False).keep_seconds is False
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_run_that_keeps_no_times_writes_none(tmp_path, keep):
+    new_run(tmp_path, "mine", keep_seconds=keep).describe({})
+    trajectory = Trajectory(None, "r", (), (), StopReason.ANSWERED, seconds=1.5)
+    for step, run in enumerate([Run(tmp_path / "mine", keep), open_run(tmp_path / "mine", keep_seconds=keep)]):
+        run.groups(step, [TrajectoryGroup((trajectory.scored(1.0),))])
+        (row,) = read_rows(run.folder / "trajectories" / f"step-{step:06d}.parquet")
+        assert row["seconds"] == (1.5 if keep else None)
+
+
+def test_metrics_that_cannot_be_written_are_told_with_their_file(tmp_path):
     run = new_run(tmp_path, "mine")
-    run.metrics(0, {"reward": 1.0})
-    assert json.loads((run.folder / "metrics.jsonl").read_text()) == {"step": 0, "reward": 1.0}
+    (run.folder / "metrics.jsonl").mkdir()
+    with pytest.raises(RunError, match=r"writing .*metrics\.jsonl"):
+        run.metrics(0, {"reward": 1.0})
+
+
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+from art_mcp.store.run import Run
+
+run = Run(Path(sys.argv[1]))
+
+def prune_until(fatal):
+    calls = 0
+
+    def trap(event, arguments):
+        nonlocal calls
+        calls += event in ("open", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree")
+        if calls == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(trap)
+    run.prune(1)
+    os._exit(0)
+
+status, fatal, found = 1, 0, []
+while status:
+    for step in (1, 2, 3):
+        run.checkpoint(step).mkdir(parents=True, exist_ok=True)
+        for name in "ab":
+            (run.checkpoint(step) / name).touch()
+    fatal += 1
+    if not (child := os.fork()):
+        prune_until(fatal)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    found.append([[step, sorted(path.name for path in run.checkpoint(step).iterdir())] for step in run.checkpoints()])
+    run.rewind(9)
+print(json.dumps(found))
+"""
+
+
+def test_a_kill_while_old_checkpoints_are_removed_leaves_none_that_is_not_whole(tmp_path):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    found = json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
+    assert len(found) > 8
+    assert {tuple(names) for state in found for _, names in state} == {("a", "b")}
+    assert {tuple(step for step, _ in state) for state in found} == {(1, 2, 3), (2, 3), (3,)}
+    assert steps_of(Run(tmp_path), "checkpoints") == ["step-000003"]

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import anyio
@@ -10,7 +11,7 @@ from mcp import Client
 from odd import free_port, odd_in_process, odd_stdio
 
 from art_mcp.errors import ConfigError, ToolServerError
-from art_mcp.tools import connect
+from art_mcp.tools.connect import connect
 from art_mcp.types import ServerSpec
 
 pytestmark = pytest.mark.anyio
@@ -53,6 +54,13 @@ async def test_a_command_that_does_not_exist_is_named():
 async def test_a_working_folder_that_does_not_exist_is_named():
     spec = ServerSpec("lost", "stdio", command=sys.executable, cwd=Path("/no/such/folder"))
     assert "/no/such/folder does not exist" in await failure_of(spec)
+
+
+async def test_where_no_file_can_be_made_for_its_words_that_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(ToolServerError, match=r"no file can be made for what a server writes to stderr: .*nowhere"):
+        async with connect(odd_stdio()):
+            pass
 
 
 async def test_a_server_that_never_answers_is_given_up(mode):

@@ -46,6 +46,17 @@ def test_with_a_cwd_files_beside_the_config_are_still_found(tmp_path):
     assert spec.args == (str(tmp_path.resolve() / "server.py"), "--flag")
 
 
+def test_an_argument_that_is_too_long_for_a_path_is_no_path(tmp_path):
+    spec = server_spec("a", {"command": "x", "args": ["y" * 5000], "cwd": "work"}, tmp_path)
+    assert spec.args == ("y" * 5000,)
+
+
+def test_a_missing_variable_is_told_on_one_line_whatever_it_was_for():
+    spec = server_spec("a", {"command": "x", "env": {"two\nlines": "${NOT_SET}"}})
+    with pytest.raises(ConfigError, match=r"env\.'two\\nlines' needs the environment variable NOT_SET"):
+        resolve(spec, {})
+
+
 def test_http_is_streamable_http():
     assert server_spec("a", {"type": "http", "url": "http://x/mcp", "headers": {"H": "v"}}) == ServerSpec(
         "a", "streamable-http", url="http://x/mcp", headers={"H": "v"}
@@ -71,6 +82,9 @@ def test_keys_of_other_clients_are_left_alone():
         ({"command": "x", "args": ["y", 1]}, "args[1] must be a string, got a value of type int"),
         ({"command": "x", "env": {"PIN": 4711}}, "env.PIN must be a string, got a value of type int"),
         ({"command": ["x"]}, "command must be a string, got a list"),
+        ({"command": "x", "args": {}}, "args must be a list, got an object"),
+        ({"command": "x", "cwd": False}, "cwd must be a string, got a value of type bool"),
+        ({"command": "x", "env": {"two\nlines\ud800": 4711}}, "env.'two\\nlines\\ud800' must be a string, got a value"),
         ({"command": "x", "arg": []}, "unknown key 'arg'; did you mean 'args'?"),
         ("x", "expected an object, got a string"),
     ],
@@ -90,6 +104,9 @@ def test_a_wrong_entry_is_one_clear_line(entry, message):
         ('{"mcpServers": {}}', "names no servers"),
         ("[]", "names no servers"),
         ('{"servers": {"a": {}}}', "names no servers"),
+        ('{"mcpServers": {"a": {"command": 5}}}', "server 'a': command must be a string"),
+        ("[" * 100_000, "nested too deep"),
+        (f'{{"mcpServers": {{"a": {{"command": "x", "timeout": {"9" * 5000}}}}}}}', "too many digits"),
     ],
 )
 def test_a_broken_file_is_one_clear_line(text, message, tmp_path):
@@ -98,6 +115,12 @@ def test_a_broken_file_is_one_clear_line(text, message, tmp_path):
     with pytest.raises(ConfigError, match=message) as caught:
         load_config(path)
     assert str(path) in str(caught.value)
+
+
+def test_a_file_may_begin_with_the_mark_of_windows_editors(tmp_path):
+    path = written(tmp_path, {"a": {"command": "x"}})
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert list(load_config(path)) == ["a"]
 
 
 def test_a_missing_file_is_named(tmp_path):

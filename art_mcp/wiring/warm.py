@@ -1,0 +1,149 @@
+"""The supervised start of a run: demonstrations are made or read, kept in the run's folder, and learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from art_mcp.agent.demonstrate import Demonstration, read_line, sample_of, show_solutions, show_successes, write_line
+from art_mcp.agent.evaluate import balanced
+from art_mcp.agent.group import gather_trajectory_groups
+from art_mcp.agent.imitation import Lessons, imitation_loop
+from art_mcp.agent.loop import Plan, pick
+from art_mcp.errors import ConfigError, RunError, TrainError, boundary
+from art_mcp.observe.console import ConsoleProgress, of
+from art_mcp.store.run import Run
+from art_mcp.store.whole import replace_text
+from art_mcp.types import Sample, Scenario, Tool, TrainConfig, TrajectoryGroup
+from art_mcp.wiring.stage import Stage
+
+DEMONSTRATIONS = "demonstrations.jsonl"
+"""In the run's folder: what was learned, as a file that `--from` reads."""
+
+
+class LessonProgress(ConsoleProgress):
+    """The progress line of supervised steps; its tokens are the ones that are learned."""
+
+    def metrics(self, step: int, values: Mapping[str, Any]) -> None:
+        done, rate = of(step + 1, self._steps), values["learning_rate"]
+        parts = (f"step {done}", f"loss {values['loss']:.3f}", f"lr {rate:.1e}", f"train {values['seconds_train']:.2f} s")
+        self._line, self._step = "  ".join(parts), step + 1
+        self._tokens += int(values["trainable_tokens"])
+        self._show()
+
+
+@dataclass(frozen=True, slots=True)
+class Both:
+    """A Recorder that is a run folder and a console."""
+
+    run: Run
+    console: ConsoleProgress
+
+    def groups(self, step: int, groups: Sequence[TrajectoryGroup]) -> None:
+        self.run.groups(step, groups)
+
+    def metrics(self, step: int, values: Mapping[str, Any]) -> None:
+        self.run.metrics(step, values)
+        self.console.metrics(step, values)
+
+
+async def learn_by_example(
+    stage: Stage, run: Run, *, lessons: Lessons, plan: Plan, config: TrainConfig, keep: int, stream: Any
+) -> dict[str, Any]:
+    """The supervised steps that are left, and a checkpoint whose optimizer begins anew; returns what the manifest says."""
+    from art_mcp.local.sft import default_rate, forget_optimizer
+
+    async def imitate(samples: Sequence[Sample], config: TrainConfig) -> Mapping[str, float]:
+        return await stage.backend.imitate(stage.model, samples, config=config)
+
+    async def save(step: int) -> None:
+        await stage.backend.save(stage.model, str(run.checkpoint(step)))
+        run.prune(keep)
+
+    samples, facts = await find_samples(stage, run, lessons=lessons, plan=plan, stream=stream)
+    model = stage.backend.facts(stage.model)
+    rate = default_rate(lora=bool(model["lora"]), parameters=model["parameters"])
+    rate = rate if lessons.learning_rate is None else lessons.learning_rate
+    first, steps = await stage.model.get_step(), lessons.steps_for(len(samples))
+    run.describe({"warm_start": {**facts, "steps": steps, "learning_rate": rate}})
+    spent = float(run.read_metrics()[-1]["seconds_total"]) if first else 0.0
+    left = None if lessons.seconds is None else max(0.0, lessons.seconds - spent)
+    with LessonProgress(stream, label="warm start", first=first, steps=steps, seconds=left) as console:
+        seconds = await imitation_loop(
+            stage.model,
+            samples,
+            imitate=imitate,
+            lessons=lessons,
+            config=config,
+            highest_rate=rate,
+            recorder=Both(run, console),
+            save=save,
+            save_every=plan.save_every,
+            seed=plan.seed,
+            spent=spent,
+        )
+    step = await stage.model.get_step()
+    forget_optimizer(run.checkpoint(step))
+    return {**facts, "steps": step, "learning_rate": rate, "seconds": seconds, "optimizer_reset_at_step": step}
+
+
+async def find_samples(
+    stage: Stage, run: Run, *, lessons: Lessons, plan: Plan, stream: Any
+) -> tuple[list[Sample], dict[str, Any]]:
+    """What is learned, and how many there are of what was asked for. A run that goes on learns what it began with."""
+    kept, tools = run.folder / DEMONSTRATIONS, stage.toolbox.tools
+    if kept.is_file():
+        shown = read_file(kept, offered=tools)
+    else:
+        shown = await find_demonstrations(stage, lessons, plan=plan, stream=stream)
+        with boundary(RunError, f"writing {kept}"):
+            replace_text(kept, "".join(write_line(one, offered=tools) + "\n" for one in shown))
+    samples = [sample_of(one, dialect=stage.model.dialect()) for one in shown]
+    most = stage.model.sampler().context_length
+    fitting = [sample for sample in samples if len(sample.token_ids) <= most]
+    if not fitting:
+        raise TrainError(f"none of {len(samples)} demonstrations fits into the model's {most} tokens")
+    counts = {"asked": lessons.demonstrations, "demonstrations": len(fitting), "too_long": len(samples) - len(fitting)}
+    return fitting, {"source": lessons.source, **counts, "learned_tokens": sum(sum(sample.trainable) for sample in fitting)}
+
+
+async def find_demonstrations(stage: Stage, lessons: Lessons, *, plan: Plan, stream: Any) -> list[Demonstration]:
+    if lessons.source not in ("solutions", "successes"):
+        return read_file(Path(lessons.source), offered=stage.toolbox.tools)[: lessons.demonstrations]
+    environment = stage.environment
+    scenarios = draw(environment.split(plan.split), lessons.demonstrations, seed=plan.seed)
+    if lessons.source == "solutions":
+        return await show_solutions(scenarios, environment=environment, toolbox=stage.toolbox, concurrency=plan.concurrency)
+    rollouts = len(scenarios) * plan.rollouts
+    with ConsoleProgress(stream, rollouts=rollouts, label="looking for successes") as console:
+        groups = await gather_trajectory_groups(
+            scenarios,
+            model=stage.model,
+            environment=environment,
+            toolbox=stage.toolbox,
+            rollouts=plan.rollouts,
+            concurrency=plan.concurrency,
+            seed=plan.seed,
+            progress=console,
+        )
+    shown = show_successes(groups, environment=environment, tools=stage.toolbox.tools)
+    if not shown:
+        raise TrainError(f"none of {rollouts} rollouts succeeded: there is nothing to imitate; begin with solutions or a file")
+    return shown
+
+
+def draw(scenarios: Sequence[Scenario], count: int, *, seed: int) -> list[Scenario]:
+    """So many scenarios at random, as many of each level as there can be."""
+    return balanced(pick(scenarios, step=0, count=len(scenarios), seed=seed), count)
+
+
+def read_file(path: Path, *, offered: Sequence[Tool]) -> list[Demonstration]:
+    """The demonstrations in a JSONL file. Raises ConfigError, naming the line that is none."""
+    with boundary(ConfigError, f"reading demonstrations from {path}", OSError, ValueError):
+        lines = path.read_text(encoding="utf-8").split("\n")
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not numbered:
+        raise ConfigError(f"{path} holds no demonstrations")
+    return [read_line(line, offered=offered, where=f"{path}, line {number},") for number, line in numbered]
