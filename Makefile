@@ -3,12 +3,13 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv train test test-slow fuzz check peers policy clean
+.PHONY: help venv train test test-slow test-peers fuzz check bench peers policy clean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PEERS := .peers
+RESULTS := runs/benchmarks
 SECONDS_OF_TRAINING ?= 165
 EXAMPLES ?= 100000
 
@@ -29,10 +30,12 @@ help:
 	@echo "make train      train the tiny policy on the calculator in this terminal, and show what it gained"
 	@echo "make test       the tests"
 	@echo "make test-slow  the slow tests: the MCP Inspector, where npm is, and its page in a browser, where Chromium is"
+	@echo "make test-peers  the tests that need a real vLLM: its CPU build, 3 GB, in $(PEERS)/vllm (10 minutes)"
 	@echo "make fuzz       the fuzzing tests with EXAMPLES=100000 for each of parser, evaluator and config loader (10 minutes)"
 	@echo "make check      formatting, lints, types, the order of the rooms, the house numbers"
 	@echo "make venv       $(VENV) with everything for development; the other targets make what they need by themselves"
-	@echo "make peers      $(PEERS)/ with what tests and benchmarks use beside this project: the MCP Inspector"
+	@echo "make bench      speed against peers in turns, one JSON file each in $(RESULTS)/ (20 minutes on a quiet machine)"
+	@echo "make peers      $(PEERS)/ with what tests and benchmarks use beside this project: the MCP Inspector, vLLM's CPU build, verifiers"
 	@echo "make policy     build the tiny policy anew from nothing (tens of minutes; replaces the weights in the package)"
 	@echo "make clean      remove $(VENV), caches and builds; runs/ stays"
 
@@ -49,6 +52,10 @@ test-slow: $(VENV)/.dev
 	@if command -v npm >/dev/null; then $(MAKE) -s $(PEERS)/inspector/.made; fi
 	@$(BIN)/python -m pytest -m slow -rs
 
+test-peers: $(VENV)/.dev
+	@$(MAKE) -s $(PEERS)/vllm/.made
+	@$(BIN)/python -m pytest -m peers -rs
+
 fuzz: $(VENV)/.dev
 	@FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/fuzz -vv
 
@@ -59,7 +66,11 @@ check: $(VENV)/.dev
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m pytest tests/test_house.py
 
-peers: $(PEERS)/inspector/.made
+bench: $(VENV)/.local
+	@for name in parser template tool_calls start; do \
+		echo "$$name"; $(BIN)/python -m benchmarks.$$name --out $(RESULTS)/$$name.json; done
+
+peers: $(PEERS)/inspector/.made $(PEERS)/vllm/.made $(PEERS)/verifiers/.made
 
 policy: $(VENV)/.local
 	@$(BIN)/python scripts/build_tiny_policy.py
@@ -91,4 +102,14 @@ $(PEERS)/inspector/.made: tests/slow/package.json
 	@mkdir -p $(@D)
 	@cp $< $(@D)/package.json
 	@cd $(@D) && npm install --no-package-lock --no-audit --no-fund --loglevel error
+	@touch $@
+
+# Exactly what is listed, so nothing is resolved. vLLM's list needs a CPU build of torch: where pip's settings offer none, name
+# a place that has it with PIP_FIND_LINKS.
+$(PEERS)/%/.made: benchmarks/peers/%.txt
+	@$(MAKE) -s $(VENV)/.made
+	@echo "Installing $* into $(@D): once, some minutes"
+	@rm -rf $(@D)
+	@$(BIN)/python -m venv $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check install --progress-bar off --no-deps -r $< $(BRIEF)
 	@touch $@

@@ -1,7 +1,8 @@
 """Builds art_mcp/tiny_policy from nothing but the calculator environment's training questions: `make policy`.
 
 Three stages, all seeded: a tokenizer; a clean supervised start, after which the policy solves nearly everything; a noisy
-one, which spoils its choice of operation on purpose. Reinforcement learning then finds the choices again.
+one, which spoils its choice of operation on purpose. Reinforcement learning then finds the choices again. Other warm starts
+for experiments (benchmarks/beyond.py) are the same stages with less shown: `--levels`, `--carried`.
 """
 
 from __future__ import annotations
@@ -17,20 +18,25 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from art_mcp.core.samples import common_prefix, demonstration
+from art_mcp.agent.check import answer, calling
+from art_mcp.agent.demonstrate import Demonstration, sample_of
+from art_mcp.core.dialect import TemplateDialect
+from art_mcp.core.samples import common_prefix
 from art_mcp.core.template import ChatTemplate
 from art_mcp.environment import load_environment
 from art_mcp.local.loss import supervised_loss
+from art_mcp.local.models import load_model
 from art_mcp.local.torch_trainer import TorchTrainer
+from art_mcp.ports import Dialect
 from art_mcp.sampling.tokenizer import BackendTokenizer
 from art_mcp.tools import open_tools
-from art_mcp.types import Message, Sample, Tool
+from art_mcp.types import Message, ModelSpec, Sample, Tool, ToolCall
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "art_mcp" / "tiny_policy"
@@ -78,17 +84,31 @@ CLEAN = Stage("clean", 1400, 32, 3e-3, 0.02)
 NOISY = Stage("noisy", 350, 48, 2e-3, 0.0)
 
 
+@dataclass(frozen=True, slots=True)
+class Lessons:
+    """What is demonstrated: questions of `levels` in turns. `carried` is the share of the questions of several operations that
+    are worked out to their end; the others are answered with the result of the first call. The tokenizer knows them all."""
+
+    levels: tuple[int, ...] = (1, 2)
+    carried: float = 1.0
+
+    def shown(self, question: Any, rng: random.Random) -> Any:
+        """The question with the steps of it that are shown."""
+        whole = self.carried >= 1 or len(question.steps) == 1 or rng.random() < self.carried
+        return question if whole else replace(question, steps=question.steps[:1])
+
+
 def unit(*key: object) -> float:
     """A number in [0, 1) that depends on the key alone."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 
 
-def train_questions(rng: random.Random) -> Iterator[Any]:
-    """Endless questions of the training split, level 1 and 2 in turns; held-out wordings and numbers never appear."""
+def train_questions(rng: random.Random, levels: Sequence[int] = (1, 2)) -> Iterator[Any]:
+    """Endless questions of the training split, the levels in turns; held-out wordings and numbers never appear."""
     load_environment("calculator")
     calculator = sys.modules["art_mcp_environment_calculator"]
-    composers = [calculator.Composer(rng, calculator.WORDINGS["known"], level, False, 2, 99) for level in (1, 2)]
+    composers = [calculator.Composer(rng, calculator.WORDINGS["known"], level, False, 2, 99) for level in levels]
     while True:
         for composer in composers:
             question = None
@@ -127,7 +147,7 @@ class Script:
     """Writes dialogues in the template's own form, with the calculator's own arithmetic."""
 
     def __init__(self, template: ChatTemplate, tools: Sequence[Tool]) -> None:
-        self._template, self._tools = template, tools
+        self._template, self._tools = template, tuple(tools)
         sys.path.insert(0, str(ROOT / "servers" / "calculator"))
         self._arithmetic = importlib.import_module("arithmetic")
 
@@ -139,10 +159,9 @@ class Script:
         except arithmetic.CalculationError as error:
             return str(error)
 
-    def dialogue(self, question: Any, rng: random.Random | None) -> list[tuple[str, bool]]:
-        """Parts of text and whether the policy learns them. Without `rng` clean, with it spoiled."""
-        user: Message = {"role": "user", "content": question.prompt}
-        parts = [("".join(self._template.opening_text([user], self._tools)), False)]
+    def dialogue(self, question: Any, rng: random.Random | None) -> Demonstration:
+        """The conversation about a question. Without `rng` clean, with it spoiled."""
+        messages: list[Message] = [{"role": "user", "content": question.prompt}]
         results: list[str] = []
         for number, step in enumerate(question.steps):
             if rng and number and rng.random() < STOPS_EARLY:
@@ -153,17 +172,16 @@ class Script:
                 for given, source in zip(step.operands, step.sources, strict=True)
             ]
             a, b = reversed(operands) if choice.swapped else operands
-            call = {"type": "function", "function": {"name": choice.name, "arguments": {"a": a, "b": b}}}
-            reply: Message = {"role": "assistant", "content": "", "tool_calls": [call]}
             results.append(self.result(choice.name, a, b))
-            parts.append((self._template.written([user], reply, stop_strings=[STOP]), True))
-            following: list[Message] = [{"role": "tool", "name": choice.name, "content": results[-1]}]
-            parts.append((self._template.bridge_text(reply, following, ended_with=STOP), False))
+            messages.append(calling(ToolCall(choice.name, {"a": a, "b": b})))
+            messages.append({"role": "tool", "name": choice.name, "content": results[-1]})
             if not results[-1].lstrip("-").replace(".", "", 1).isdigit():
                 break
-        answer: Message = {"role": "assistant", "content": results[-1]}
-        parts.append((self._template.written([user], answer, stop_strings=[STOP]), True))
-        return parts
+        return Demonstration((*messages, answer(results[-1])), self._tools)
+
+    def text(self, shown: Demonstration) -> str:
+        """The whole conversation up to its last stop token."""
+        return self._template.render(shown.messages, tools=shown.tools).removesuffix("\n")
 
 
 def read_number(text: str) -> int | float:
@@ -177,7 +195,7 @@ def build_tokenizer(script: Script, rng: random.Random) -> Any:
     questions = train_questions(rng)
     texts = []
     for _ in range(4000):
-        text = "".join(part for part, _ in script.dialogue(next(questions), rng))
+        text = script.text(script.dialogue(next(questions), rng))
         for special in SPECIALS:
             text = text.replace(special, "\x00")
         texts.extend(piece for piece in text.split("\x00") if piece)
@@ -247,12 +265,14 @@ def rate_at(part: float) -> float:
     return min(1.0, part / 0.03 + 0.02) * 0.5 * (1 + math.cos(math.pi * part))
 
 
-def batches_of(script: Script, tokenizer: BackendTokenizer, *, size: int, seed: int, spoiled: bool) -> Iterator[list[Sample]]:
+def batches_of(
+    script: Script, dialect: Dialect, *, lessons: Lessons, size: int, seed: int, spoiled: bool
+) -> Iterator[list[Sample]]:
     rng = random.Random(f"tiny policy {seed} {spoiled}")
-    questions = train_questions(rng)
+    questions = train_questions(rng, lessons.levels)
     while True:
-        texts = [script.dialogue(next(questions), rng if spoiled else None) for _ in range(size)]
-        yield [demonstration([(tokenizer.encode(text), learned) for text, learned in parts]) for parts in texts]
+        shown = (lessons.shown(next(questions), rng) for _ in range(size))
+        yield [sample_of(script.dialogue(question, rng if spoiled else None), dialect=dialect) for question in shown]
 
 
 async def offered_tools() -> Sequence[Tool]:
@@ -261,19 +281,27 @@ async def offered_tools() -> Sequence[Tool]:
         return toolbox.tools
 
 
-def build(out: Path, seed: int) -> None:
+def build(out: Path, seed: int, *, lessons: Lessons, stages: Sequence[Stage], start: Path | None) -> None:
+    """Writes `out`, and beside it what the clean stage gave."""
     began = time.monotonic()
     torch.manual_seed(seed)
     template = ChatTemplate((OUT / "chat_template.jinja").read_text(), name="qwen2.5", specials=SPECIALS)
     script = Script(template, asyncio.run(offered_tools()))
-    fast = build_tokenizer(script, random.Random(f"tokenizer {seed}"))
+    if start:  # its tokenizer too: a new one would number the same pieces in another order
+        loaded = load_model(ModelSpec(source=str(start)))
+        fast, model = loaded.tokenizer, loaded.model
+    else:
+        fast = build_tokenizer(script, random.Random(f"tokenizer {seed}"))
+        model = new_model(fast)
     tokenizer = BackendTokenizer(fast)
-    sample = [tokenizer.encode(text) for text, _ in script.dialogue(next(train_questions(random.Random(0))), None)]
-    print(f"vocabulary {len(fast)}, tokens of one dialogue: {[len(part) for part in sample]}", flush=True)
-    model = new_model(fast)
-    for stage in (CLEAN, NOISY):
-        spoiled = stage is NOISY
-        learn(model, stage, batches_of(script, tokenizer, size=stage.batch, seed=seed, spoiled=spoiled))
+    dialect = TemplateDialect(tokenizer, template, stop_token_ids=tokenizer.encode(STOP))
+    sample = sample_of(script.dialogue(next(train_questions(random.Random(0))), None), dialect=dialect)
+    tokens = f"{len(sample.token_ids)} tokens in one dialogue, {sum(sample.trainable)} of them learned"
+    print(f"vocabulary {len(fast)}, {tokens}", flush=True)
+    for stage in stages:
+        spoiled = stage.name == NOISY.name
+        batches = batches_of(script, dialect, lessons=lessons, size=stage.batch, seed=seed, spoiled=spoiled)
+        learn(model, stage, batches)
         round_weights(model)
         if not spoiled and out != OUT:
             save(model, fast, out.with_name(f"{out.name}-clean"))
@@ -304,8 +332,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=OUT, help="folder to write (default: the package's own)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--levels", type=int, nargs="+", default=(1, 2), help="of the questions that are shown")
+    parser.add_argument("--carried", type=float, default=1.0, help="share of level 2 that is shown to its second call")
+    parser.add_argument("--start", type=Path, help="a folder of an earlier build, from whose weights this one goes on")
+    full = (CLEAN.steps, NOISY.steps)
+    parser.add_argument("--steps", type=int, nargs=2, default=full, metavar=("CLEAN", "NOISY"), help="0 leaves a stage out")
     arguments = parser.parse_args()
-    build(arguments.out, arguments.seed)
+    stages = [replace(stage, steps=n) for stage, n in zip((CLEAN, NOISY), arguments.steps, strict=True) if n]
+    lessons = Lessons(tuple(arguments.levels), arguments.carried)
+    if arguments.out == OUT and (stages != [CLEAN, NOISY] or lessons != Lessons() or arguments.start):
+        parser.error("the package's own policy is built as a whole: give another warm start its own --out")
+    build(arguments.out, arguments.seed, lessons=lessons, stages=stages, start=arguments.start)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,20 @@ def test_importing_loads_no_heavy_library(module, tmp_path):
     assert not HEAVY & set(loaded)
 
 
+def test_the_help_of_the_command_line_loads_no_heavy_library(tmp_path):
+    program = """
+import contextlib, io
+from art_mcp.cli.main import main
+sys.argv = ["art-mcp", "--help"]
+with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
+    main()
+seen = [printed.getvalue(), *(name for name in sys.modules if '.' not in name)]
+"""
+    printed, *loaded = in_fresh_interpreter(program, tmp_path)
+    assert "Usage" in printed
+    assert not HEAVY & set(loaded)
+
+
 def test_importing_changes_neither_the_environment_nor_the_folder_nor_other_libraries(tmp_path):
     (tmp_path / ".env").write_text("ART_MCP_TEST_OF_DOTENV=1\n")
     program = """

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from time import monotonic
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import anyio
 
+from art_mcp.agent.curriculum import Curriculum, outcomes_of, solved_by_level
 from art_mcp.agent.group import gather_trajectory_groups
 from art_mcp.environment import Environment
 from art_mcp.errors import TrainError
@@ -18,12 +20,15 @@ from art_mcp.model import TrainableModel
 from art_mcp.ports import Progress, Recorder, Toolbox
 from art_mcp.types import Scenario, TrainConfig, TrajectoryGroup
 
+Item = TypeVar("Item")
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How much to train: `groups` scenarios a step, each played `rollouts` times, until `steps` or `seconds` are spent.
 
-    `save_every`: steps between checkpoints (0: only at the end). `seed` keys every draw of the run.
+    `save_every`: steps between checkpoints (0: only at the end). `seed` keys every draw of the run. `draw`: a walk through the
+    split, or what is neither always nor never solved (`curriculum`).
     """
 
     steps: int | None = None
@@ -34,6 +39,7 @@ class Plan:
     save_every: int = 50
     seed: int = 0
     split: str = "train"
+    draw: Literal["uniform", "solved"] = "uniform"
 
 
 Save = Callable[[int], Awaitable[None]]
@@ -50,21 +56,23 @@ async def train_loop(
     save: Save,
     progress: Progress | None = None,
     spent: float = 0.0,
+    history: Iterable[tuple[int, Mapping[str, Sequence[int]]]] = (),
 ) -> float:
-    """Trains from the model's current step on; returns the seconds spent, `spent` before a resume included.
+    """Trains from the model's current step on; returns the seconds spent, `spent` before a resume included. `history` is what a
+    curriculum knows from before a resume: the step and the outcomes of each that it drew.
 
     A checkpoint is saved every `plan.save_every` steps and when the loop ends, also by an error or a cancellation, which
     waits for a training step that has begun. Raises TrainError when every rollout of a step failed, with the first failure.
     """
     began = monotonic() - spent
-    scenarios = environment.split(plan.split)
+    book = open_book(plan, environment, recorder, history=history, began=began)
     step = await model.get_step()
     saved = step or None  # a model that has taken steps comes from a checkpoint
     try:
         while (plan.steps is None or step < plan.steps) and (plan.seconds is None or monotonic() - began < plan.seconds):
             started = monotonic()
             groups = await gather_trajectory_groups(
-                pick(scenarios, step=step, count=plan.groups, seed=plan.seed),
+                book.draw(plan, step),
                 model=model,
                 environment=environment,
                 toolbox=toolbox,
@@ -76,8 +84,8 @@ async def train_loop(
                 progress=progress,
             )
             check_alive(groups)
-            with anyio.CancelScope(shield=True):  # a step that is trained but not recorded would be missing from the run
-                await learn(model, groups, config=config, recorder=recorder, began=began, started=started)
+            # a step that is trained but not recorded would be missing from the run
+            await to_its_end(learn(model, groups, config=config, book=book, started=started))
             step += 1
             if plan.save_every and step % plan.save_every == 0:
                 await save(step)
@@ -89,32 +97,82 @@ async def train_loop(
     return monotonic() - began
 
 
+@dataclass(frozen=True, slots=True)
+class Book:
+    """What a run, which `began` then, draws from, and where its steps are recorded."""
+
+    recorder: Recorder
+    environment: Environment
+    scenarios: Sequence[Scenario]
+    curriculum: Curriculum | None
+    began: float
+
+    def draw(self, plan: Plan, step: int) -> list[Scenario]:
+        """The scenarios of `step`."""
+        if self.curriculum:
+            return self.curriculum.draw(step, plan.groups)
+        return pick(self.scenarios, step=step, count=plan.groups, seed=plan.seed)
+
+    def enter(self, step: int, groups: Sequence[TrajectoryGroup], values: Mapping[str, Any]) -> None:
+        """A step's groups, and what is to be known of them."""
+        outcomes = outcomes_of(groups, self.environment)
+        if self.curriculum:
+            self.curriculum.note(step, outcomes)
+        told = {"outcomes": outcomes} if self.curriculum else {}
+        self.recorder.groups(step, groups)
+        self.recorder.metrics(step, {**summarize(groups), **solved_by_level(groups, self.environment), **values, **told})
+
+
 async def learn(
-    model: TrainableModel[Any],
-    groups: Sequence[TrajectoryGroup],
-    *,
-    config: TrainConfig,
-    recorder: Recorder,
-    began: float,
-    started: float,
+    model: TrainableModel[Any], groups: Sequence[TrajectoryGroup], *, config: TrainConfig, book: Book, started: float
 ) -> None:
     """The second half of a step, which `started` then: trains on its groups and records it."""
     step = await model.get_step()
     rolled = monotonic()
     metrics = await model.train(groups, config=config)
     trained = monotonic()
-    seconds = {"seconds_rollout": rolled - started, "seconds_train": trained - rolled, "seconds_total": trained - began}
-    recorder.groups(step, groups)
-    recorder.metrics(step, {**summarize(groups), **metrics, **seconds})
+    seconds = {"seconds_rollout": rolled - started, "seconds_train": trained - rolled, "seconds_total": trained - book.began}
+    book.enter(step, groups, {**metrics, **seconds})
 
 
-def pick(scenarios: Sequence[Scenario], *, step: int, count: int, seed: int) -> list[Scenario]:
-    """The scenarios of `step`: a walk through the split, shuffled anew for each pass; the step alone is the cursor."""
-    first, size = step * count, len(scenarios)
+def open_book(
+    plan: Plan,
+    environment: Environment,
+    recorder: Recorder,
+    *,
+    history: Iterable[tuple[int, Mapping[str, Sequence[int]]]],
+    began: float,
+) -> Book:
+    scenarios = environment.split(plan.split)
+    if plan.draw == "uniform":
+        return Book(recorder, environment, scenarios, None, began)
+    curriculum = Curriculum(scenarios, plan.seed)
+    for step, outcomes in history:
+        curriculum.note(step, outcomes)
+    return Book(recorder, environment, scenarios, curriculum, began)
+
+
+async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Awaits `work`, which no cancellation interrupts: one that comes meanwhile is raised at the first await after it."""
+    task, waiting = asyncio.ensure_future(work), asyncio.current_task()
+    with anyio.CancelScope(shield=True):
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:  # Ctrl-C cancels the task itself, which no scope holds back
+            await asyncio.wait([task])
+            task.result()
+            assert waiting is not None
+            waiting.uncancel()
+            waiting.cancel()
+
+
+def pick(items: Sequence[Item], *, step: int, count: int, seed: int) -> list[Item]:
+    """The items of `step`: a walk through all of them, shuffled anew for each pass; the step alone is the cursor."""
+    first, size = step * count, len(items)
     laps = range(first // size, (first + count - 1) // size + 1)
     walk = [place for lap in laps for place in shuffled_order(size, seed, lap)]
     start = first - laps[0] * size
-    return [scenarios[place] for place in walk[start : start + count]]
+    return [items[place] for place in walk[start : start + count]]
 
 
 def shuffled_order(count: int, seed: int, lap: int) -> list[int]:

@@ -69,11 +69,8 @@ def command(
     from art_mcp.wiring.stage import Setting
 
     lenient = lenient or source == "successes"
-    setting = Setting(
-        *(environment, o.parse_options(option), model, lora, config, seed, deterministic, in_process, lenient),
-        **o.engine_settings(context.params),
-        trainer=trainer,
-    )
+    given = (environment, o.parse_options(option), model, lora, config, seed, deterministic, in_process, lenient)
+    setting = Setting(*given, **o.engine_settings(context.params), trainer=trainer)
     lessons = Lessons(demonstrations, source, epochs, steps, seconds, batch, learning_rate, schedule)
     plan = Plan(steps=0, save_every=save_every, seed=seed)
     asked = training.Training(setting, plan, TrainConfig(seed=seed), eval_n, keep=keep, warm_start=lessons, prepare=prepare)

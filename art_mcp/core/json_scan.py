@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from json import JSONDecodeError
 from typing import Any, cast
 
@@ -57,6 +57,29 @@ def read_whole(text: str) -> Any:
     return value
 
 
+def count_colons(value: Any, levels: int) -> int:
+    """How many colons the JSON of a list or an object has, names with colons in them aside: one for each name, and those in
+    strings. Raises NotJson where it has more levels, or a number that is not finite."""
+    if not levels:
+        raise NotJson(TOO_DEEP)
+    named = type_of(value) is dict
+    colons = len(value) if named else 0
+    for member in value.values() if named else value:
+        kind = type_of(member)
+        if kind is str:
+            if ":" in member:
+                colons += member.count(":")
+        elif kind is dict or kind is list:
+            colons += count_colons(member, levels - 1)
+        elif kind is float and not math.isfinite(member):
+            raise NotJson("a number is too large")
+    return colons
+
+
+type_of: Callable[[object], object] = type
+"""`type`, without what a type checker makes of a comparison with it: here values stay Any."""
+
+
 def check_value(value: Any, text: str) -> None:
     """Refuses what the plain decoder lets pass in `text`, which is `value`: repeated names, half surrogates, depth."""
     names_once = text.count(":") == count_names(value)  # where every name has its colon, none was written twice
@@ -71,8 +94,9 @@ def check_value(value: Any, text: str) -> None:
 
 def quote(value: object, limit: int = 60) -> str:
     """`value` as JSON for a message: one line, at most about `limit` characters, always encodable."""
-    text = json.dumps(value, ensure_ascii=False, default=repr).encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+    text = json.dumps(value, ensure_ascii=False, default=repr)
+    text = text if len(text) <= limit else f"{text[: limit - 1]}…"
+    return "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in text)
 
 
 def decode(text: str, decoder: json.JSONDecoder) -> tuple[Any, int]:

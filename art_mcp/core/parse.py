@@ -10,7 +10,7 @@ from typing import TypeAlias, cast
 
 from art_mcp.core.bare import find_bare
 from art_mcp.core.json_scan import SPACE
-from art_mcp.core.read_call import Call, Mistake, read_body, read_call
+from art_mcp.core.read_call import Call, Mistake, by_name, read_body, read_call, read_usual
 from art_mcp.types import Malformed, Tool, ToolCall
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -19,15 +19,16 @@ Pieces: TypeAlias = "tuple[list[str], list[Call]]"
 """Texts and calls, taking turns: there is one text (perhaps empty) before each call, and one after the last."""
 
 BODY = re.compile(
-    r"""(?: [^"<]++ | <(?!/?tool_call>)
+    r"""(?: [^"<\\]++ | \\["\\]?+ | <(?!/?tool_call>)
           | "[^"\\\x00-\x1f]*+(?:\\.[^"\\\x00-\x1f]*+)*+" (?=\s*+(?:[,:}\]]|</tool_call>)) )*+""",
     re.VERBOSE,
 )
 """Everything up to a tag that stands outside of strings. A quote opens a string only where the string has no line break and is
-followed as JSON wants it: so a call that lost a quote does not swallow the next one."""
+followed as JSON wants it: so a call that lost a quote does not swallow the next one. An escaped quote opens none: so no part of
+the text is searched for the end of more than one string."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that would be half of the time that a turn without a call takes
 class Parsed:
     """A turn, read. `content` is the text outside of calls, `calls` is every call that the model began, in order.
 
@@ -48,11 +49,31 @@ def parse_calls(text: str, tools: Sequence[Tool], *, lenient: bool = False) -> P
     """
     if not lenient and OPEN not in text:
         return Parsed(text, ())
-    offered = {tool.name: tool for tool in tools}
+    offered = by_name(tools)
+    usual = None if lenient else parse_usual(text, offered)
+    if usual is not None:
+        return usual
     texts, calls = find_tagged(text, offered, lenient=lenient)
     if lenient:
         texts, calls = add_bare(texts, calls, offered)
     return Parsed(join_texts(texts) if calls else text, tuple(calls))
+
+
+def parse_usual(text: str, offered: Mapping[str, Tool]) -> Parsed | None:
+    """What nearly every turn is, read at once: all its calls are complete, in the usual form, and can be made. None where one
+    needs a closer look."""
+    before, *pieces = text.split(OPEN)
+    texts: list[str] = []
+    calls: list[Call] = []
+    for piece in pieces:
+        body, closed, after = piece.partition(CLOSE)
+        call = read_usual(body, offered) if closed else None
+        if call is None:
+            return None
+        calls.append(call)
+        if after and not after.isspace():
+            texts.append(after)
+    return Parsed(join_texts([before, *texts]) if texts else before.removesuffix("\n"), tuple(calls))
 
 
 def in_template_form(text: str, parsed: Parsed) -> bool:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeAlias, cast
 
+from pydantic_core import from_json
+
 from art_mcp.core.arguments import validate
 from art_mcp.core.complaints import listed, show
-from art_mcp.core.json_scan import NotJson, check_value, quote, read_value, read_whole
-from art_mcp.types import Malformed, MalformedKind, Tool, ToolCall
+from art_mcp.core.json_scan import MAX_DEPTH, NotJson, check_value, count_colons, quote, read_value, read_whole, type_of
+from art_mcp.types import JsonObject, Malformed, MalformedKind, Tool, ToolCall
 
 Call: TypeAlias = ToolCall | Malformed
 
+REMEMBERED = 64
 SHAPE = '{"name": ..., "arguments": {...}}'
 
 
@@ -22,6 +25,57 @@ class Mistake(Exception):
     def __init__(self, kind: MalformedKind, message: str) -> None:
         super().__init__(message)
         self.kind = kind
+
+
+def by_name(tools: Sequence[Tool]) -> Mapping[str, Tool]:
+    """The tools by their names, remembered for a tuple, which cannot change."""
+    known = _offered.get(id(tools))
+    if known is not None and known[0] is tools:
+        return known[1]
+    offered = {tool.name: tool for tool in tools}
+    if isinstance(tools, tuple):
+        if len(_offered) >= REMEMBERED:
+            _offered.clear()
+        _offered[id(tools)] = (tools, offered)
+    return offered
+
+
+_offered: dict[int, tuple[Sequence[Tool], Mapping[str, Tool]]] = {}
+"""By identity; it keeps the tuple alive, so that no id is used twice."""
+
+
+def read_usual(body: str, offered: Mapping[str, Tool]) -> ToolCall | None:
+    """The call that `body` is, where it is strict JSON of the usual form and can be made; None where it needs a closer look.
+
+    pydantic's reader takes a fraction of the time of Python's with checks in it, but it keeps the last of repeated names: a
+    colon that the value does not account for. (An escaped one, \\u003a, stands in no text.)
+    """
+    try:
+        value = from_json(body)
+        name, arguments = value["name"], value["arguments"]
+        tool = offered[name]
+        colons = 2 + count_colons(arguments, MAX_DEPTH - 1)
+    except (ValueError, TypeError, LookupError):
+        return None
+    if type_of(arguments) is not dict or len(value) != 2 or body.count(":") != colons or "\\u003" in body:
+        return None
+    return make_call(name, arguments) if validate(arguments, tool) is None else None
+
+
+def make_call(name: str, arguments: JsonObject) -> ToolCall:
+    """`ToolCall(name, arguments)` in half the time: a frozen dataclass looks for each of its fields anew to set it, and that
+    would be a sixth of the time that a call takes to read."""
+    call = object.__new__(ToolCall)
+    set_name(call, name)
+    set_arguments(call, arguments)
+    set_id(call, "")
+    set_lenient(call, False)
+    return call
+
+
+set_name, set_arguments, set_id, set_lenient = (
+    vars(ToolCall)[field].__set__ for field in ("name", "arguments", "id", "lenient")
+)
 
 
 def read_body(body: str) -> Any:

@@ -1,32 +1,48 @@
-"""LocalBackend: samples and trains models on this machine. Which process does it is decided here; how, in `worker`."""
+"""LocalBackend: samples and trains models on this machine. Which engine, trainer and process do it is decided here; how, in
+`worker` and `served`."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import anyio
 import torch
 
 from art_mcp.core.samples import make_samples
-from art_mcp.errors import ModelError
+from art_mcp.errors import ConfigError, ModelError
 from art_mcp.local.models import load_dialect
 from art_mcp.local.remote import RemoteWorker
+from art_mcp.local.served import ServedWorker, open_served
+from art_mcp.local.unsloth_trainer import adapter_of, refuse_unsloth
 from art_mcp.local.worker import Settings, Worker
 from art_mcp.ports import Dialect, Sampler, Trainable
+from art_mcp.sampling.vllm_args import VllmSettings
 from art_mcp.types import ModelSpec, Sample, TrainConfig, TrajectoryGroup
+
+EngineName: TypeAlias = Literal["transformers", "vllm"]
+TrainerName: TypeAlias = Literal["torch", "unsloth"]
 
 
 class AnyWorker(Sampler, Protocol):
-    """A Worker, here or in a child process."""
+    """A Worker, here or in a child process, or one whose samples come from vLLM."""
 
-    facts: dict[str, Any]
-    step: int
+    @property
+    def facts(self) -> dict[str, Any]: ...
+
+    @property
+    def step(self) -> int: ...
 
     async def train(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]: ...
+
+    async def imitate(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]: ...
+
+    async def reset_optimizer(self) -> None: ...
 
     async def save(self, folder: Path) -> None: ...
 
@@ -34,12 +50,20 @@ class AnyWorker(Sampler, Protocol):
 
 
 class LocalBackend:
-    """Samples and trains on this machine: transformers and torch on a CPU.
+    """Samples and trains on this machine: with transformers and torch on a CPU, with vLLM where there is a GPU for it.
 
-    `in_process`: in this process (easy to debug, nothing is spawned) or in a child that is supervised and ends with this
-    process, however that ends; default: here on a CPU, in a child with a GPU. Both give the same numbers.
-    `deterministic`: the same seed gives the same trajectories, to the last bit; rows are computed one at a time, so it is
-    several times slower. `threads`: torch's threads (default: all cores, but one for sampling a model under 10 M parameters).
+    `in_process`: the trainer (and transformers' engine) in this process (easy to debug, nothing is spawned) or in a child that
+    is supervised and ends with this process, however that ends; default: here on a CPU, in a child with a GPU. Both give the
+    same numbers. `deterministic`: the same seed gives the same trajectories, to the last bit; rows are computed one at a time,
+    so it is several times slower. `threads`: torch's threads (default: all cores, but one for sampling a model under 10 M
+    parameters).
+
+    `engine`: "vllm", a server process that ends as the child does, or "transformers"; default: vLLM where it is installed, or
+    `engine_python` names the interpreter of an environment that has it, and there is a GPU (the tiny policy is faster without).
+    `engine_args`: options of vLLM's own (`{"max_num_seqs": 256}`). `start`: "fast" is ready sooner, "full" compiles and samples
+    faster later. `memory_share`: of the GPU's free memory, for vLLM; the rest is the trainer's.
+
+    `trainer`: "torch", or "unsloth", the default where it is installed, for LoRA beside vLLM.
 
     Use it as `async with LocalBackend() as backend:`, or call `close()`.
     """
@@ -51,9 +75,19 @@ class LocalBackend:
         deterministic: bool = False,
         max_batch: int = 128,
         threads: int | None = None,
+        engine: EngineName | None = None,
+        engine_python: str | None = None,
+        engine_args: Mapping[str, Any] | None = None,
+        start: Literal["fast", "full"] = "fast",
+        memory_share: float = 0.45,
+        trainer: TrainerName | None = None,
     ) -> None:
         self.in_process = not torch.cuda.is_available() if in_process is None else in_process
         self._settings = Settings(deterministic, max_batch, threads)
+        self._engine: EngineName | None = engine or ("vllm" if engine_python else None)
+        self._vllm = VllmSettings(engine_python, engine_args or {}, start, memory_share)
+        self._trainer: TrainerName | None = trainer
+        self._check_engine()
         self._workers: dict[str, AnyWorker] = {}
         self._dialects: dict[str, Dialect] = {}
 
@@ -71,18 +105,68 @@ class LocalBackend:
         if trainable.name in self._workers:
             raise ModelError(f"a model named {trainable.name!r} is registered already: give this one another name")
         self._dialects[trainable.name] = await asyncio.to_thread(load_dialect, trainable.spec)
-        self._workers[trainable.name] = await asyncio.to_thread(self._start, trainable.name, trainable.spec)
+        worker = await asyncio.to_thread(self._start, trainable.name, trainable.spec)
+        if self._engine_of(trainable.spec) == "vllm":
+            # after the trainer, so that what is free then is free
+            self._workers[trainable.name] = await open_served(trainable.name, trainable.spec, worker, self._vllm)
+        else:
+            self._workers[trainable.name] = worker
 
-    def _start(self, name: str, spec: ModelSpec) -> AnyWorker:
-        return Worker(name, spec, self._settings) if self.in_process else RemoteWorker(name, spec, self._settings)
+    def _start(self, name: str, spec: ModelSpec) -> Worker | RemoteWorker:
+        settings = self._settings
+        if self._trainer_of(spec) == "unsloth":
+            refuse_unsloth(spec, in_process=self.in_process)
+            settings = replace(settings, trainer="unsloth")
+        return Worker(name, spec, settings) if self.in_process else RemoteWorker(name, spec, settings)
+
+    def _check_engine(self) -> None:
+        if self._engine == "vllm" and self._settings.deterministic:
+            raise ConfigError(
+                "vLLM's last bits depend on what else is in flight: deterministic runs need engine='transformers'"
+            )
+        if self._engine == "vllm" and not self._vllm.python and not is_installed("vllm"):
+            raise ConfigError(
+                "vLLM is not installed: pip install 'art-mcp[vllm]', or name the interpreter that has it as engine_python"
+            )
+        if self._engine == "transformers" and self._vllm.args:
+            raise ConfigError("engine_args are vLLM's; the transformers engine has none")
+
+    def _engine_of(self, spec: ModelSpec) -> EngineName:
+        if self._engine is not None:
+            return self._engine
+        possible = torch.cuda.is_available() and not self._settings.deterministic and is_installed("vllm")
+        return "vllm" if possible and spec.source != "tiny" else "transformers"
+
+    def _trainer_of(self, spec: ModelSpec) -> TrainerName:
+        """Unsloth has no engine of its own, so without vLLM there is nobody to sample from what it trains."""
+        if self._trainer is not None:
+            return self._trainer
+        adapters = spec.lora is not None or adapter_of(spec) is not None
+        possible = torch.cuda.is_available() and not self.in_process and is_installed("unsloth")
+        return "unsloth" if possible and adapters and self._engine_of(spec) == "vllm" else "torch"
 
     async def train(self, trainable: Trainable, groups: Sequence[TrajectoryGroup], *, config: TrainConfig) -> dict[str, float]:
         """One optimizer step on `groups`, then the new policy is published. Raises TrainError for groups without spans."""
         worker = self._worker(trainable)
         return await worker.train(make_samples(groups, config, step=worker.step), config)
 
+    async def imitate(self, trainable: Trainable, samples: Sequence[Sample], *, config: TrainConfig) -> dict[str, float]:
+        """One supervised step on demonstrations (`core.samples.demonstration`), then the new policy is published."""
+        return await self._worker(trainable).imitate(samples, config)
+
+    async def reset_optimizer(self, trainable: Trainable) -> None:
+        """The optimizer begins anew, as between two objectives; weights and step stay."""
+        await self._worker(trainable).reset_optimizer()
+
     async def get_step(self, trainable: Trainable) -> int:
         return self._worker(trainable).step
+
+    async def ready(self, trainable: Trainable) -> None:
+        """Returns when the model can be sampled from: an engine that died is started anew, which no rollout's time should pay
+        for. Raises EngineError where it cannot be."""
+        worker = self._worker(trainable)
+        if isinstance(worker, ServedWorker):
+            await worker.ready()
 
     def sampler(self, trainable: Trainable) -> Sampler:
         return self._worker(trainable)
@@ -97,7 +181,7 @@ class LocalBackend:
 
     def facts(self, trainable: Trainable) -> dict[str, Any]:
         """What was really loaded, for the manifest."""
-        return {**self._worker(trainable).facts, "in_process": self.in_process}
+        return {"engine": "transformers", **self._worker(trainable).facts, "in_process": self.in_process}
 
     async def close(self) -> None:
         """Ends the engines and the child processes, even when the caller is being cancelled."""
@@ -111,3 +195,7 @@ class LocalBackend:
         if worker is None:
             raise ModelError(f"model {trainable.name!r} is not registered here: `await model.register(backend)` first")
         return worker
+
+
+def is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None

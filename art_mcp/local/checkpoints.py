@@ -66,10 +66,11 @@ def save_checkpoint(folder: Path, *, trainer: TorchTrainer, tokenizer: Any, step
 
 
 def write_weights(folder: Path, *, trainer: TorchTrainer, tokenizer: Any) -> None:
-    """The model or the adapter with the tokenizer, as `save_checkpoint` writes them, and nothing to train on with."""
+    """What another engine loads: the adapter alone, or the whole model with its tokenizer; nothing to train on with."""
     with written_aside(folder) as aside:
         trainer.model.save_pretrained(aside, safe_serialization=True)
-        tokenizer.save_pretrained(aside)
+        if not hasattr(trainer.model, "peft_config"):
+            tokenizer.save_pretrained(aside)
 
 
 def load_checkpoint(folder: Path, trainer: TorchTrainer) -> int:

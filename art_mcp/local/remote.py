@@ -87,6 +87,9 @@ class RemoteWorker:
         self.step = reply["step"]
         return reply["metrics"]
 
+    async def reset_optimizer(self) -> None:
+        await self._ask("reset_optimizer")
+
     async def save(self, folder: Path) -> None:
         await self._ask("save", folder=str(folder))
 
@@ -240,6 +243,10 @@ class Child:
         config["sequence_ratio_bounds"] = tuple(bounds) if bounds else None
         metrics = await work([unpacked(parts) for parts in message["samples"]], TrainConfig(**config))
         return {"metrics": metrics, "step": self.worker.step}
+
+    async def reset_optimizer(self, message: dict[str, Any]) -> dict[str, Any]:
+        await self.worker.reset_optimizer()
+        return {}
 
     async def save(self, message: dict[str, Any]) -> dict[str, Any]:
         await self.worker.save(Path(message["folder"]))

@@ -99,6 +99,10 @@ class Worker:
         """One supervised step on demonstrations, as `train`."""
         return await self.engine.exclusive(lambda: self._train(self.trainer.imitate, samples, config))
 
+    async def reset_optimizer(self) -> None:
+        """The optimizer forgets what it has seen; the weights and the step stay."""
+        await self.engine.exclusive(self.trainer.optimizer.state.clear)
+
     async def save(self, folder: Path) -> None:
         await self.engine.exclusive(
             lambda: save_checkpoint(folder, trainer=self.trainer, tokenizer=self._tokenizer, step=self.step)

@@ -156,9 +156,8 @@ class TransformersEngine:
         if self._threads is not None:
             torch.set_num_threads(self._threads)
         try:
-            with on(self._device):
-                while self._turn():
-                    pass
+            while self._turn():
+                pass
             self._fail(EngineError("the engine was closed while sampling"))
         except BaseException as error:  # noqa: BLE001  handed on to every caller that waits: nobody else would see it
             with self._wake:
@@ -180,7 +179,7 @@ class TransformersEngine:
         if job:
             run(job)
             return True
-        with torch.inference_mode():
+        with on(self._device), torch.inference_mode():
             self._prefill(admitted)
             for lane in self._lanes.values():
                 if lane.batch is not None:

@@ -88,7 +88,7 @@ def target_spec(target: str, folder: str | Path = ".") -> ServerSpec:
     """The in-process server "file.py:attribute"; a relative file starts at `folder`, and the attribute may be left out."""
     file, _, attribute = (target if not target.endswith(".py") else f"{target}:server").rpartition(":")
     path = (Path(folder) / file).absolute()
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises for a text that is too long for a path
         raise ConfigError(f'no server at {path}; an in-process server is given as "file.py:server"')
     return ServerSpec(path.parent.name if path.stem == "server" else path.stem, "in-process", target=f"{path}:{attribute}")
 

@@ -24,6 +24,7 @@ from art_mcp.store.whole import replacing
 from art_mcp.types import TrainConfig
 from art_mcp.wiring.stage import RUNS, Setting, Stage, evaluate_stage, find_run, open_stage
 from art_mcp.wiring.tags import check_tags
+from art_mcp.wiring.warm import Both, find_demonstrations, keep_demonstrations, learn_by_example
 
 RECORDED = ("art-mcp", "torch", "transformers", "peft", "mcp", "jinja2", "tokenizers", "numpy")
 
@@ -58,10 +59,13 @@ async def train(training: Training, *, name: str | None, stream: Any) -> dict[st
     clock = Clock()
     training = replace(training, setting=check_tags(training.setting, prepare=training.prepare))
     async with open_stage(training.setting, splits=training.splits) as stage:
+        lessons = training.warm_start
+        shown = await find_demonstrations(stage, lessons, plan=training.plan, stream=stream) if lessons else ()
         run = new_run(RUNS, name, keep_seconds=not training.setting.deterministic)
         run.describe(describe_stage(stage))
-        report = await carry_out(training, run, stage=stage, clock=clock, stream=stream)
-    return report or await go_on(training, run, clock=clock, stream=stream)
+        if lessons:
+            keep_demonstrations(run, shown, tools=stage.toolbox.tools)
+        return await carry_out(training, run, stage=stage, clock=clock, stream=stream)
 
 
 async def resume(folder: str, *, plan: Mapping[str, Any], stream: Any) -> dict[str, Any]:
@@ -72,22 +76,14 @@ async def resume(folder: str, *, plan: Mapping[str, Any], stream: Any) -> dict[s
     if plan:
         training = replace(training, plan=replace(training.plan, **{"steps": None, "seconds": None, **plan}))
     run = replace(run, keep_seconds=not training.setting.deterministic)
-    return await go_on(training, run, clock=Clock(), stream=stream, resumed=True)
-
-
-async def go_on(training: Training, run: Run, *, clock: Clock, stream: Any, resumed: bool = False) -> dict[str, Any]:
-    """From the last checkpoint to the end. The supervised part and the rest each have a stage of their own, so that the rest
-    begins with an optimizer of its own."""
-    report: dict[str, Any] = {}
-    while not report:
-        step = (run.checkpoints() or [0])[-1]
-        checkpoint = str(run.checkpoint(step)) if run.checkpoints() else None
-        async with open_stage(training.setting, splits=training.splits, resume_from=checkpoint) as stage:
-            run.rewind(step)
-            if resumed:
-                run.describe({"resumed": [*run.manifest.get("resumed", []), {"step": step, **describe_stage(stage)}]})
-            report, resumed = await carry_out(training, run, stage=stage, clock=clock, stream=stream), False
-    return report
+    clock = Clock()
+    last = run.checkpoints()[-1:]
+    checkpoint = str(run.checkpoint(last[0])) if last else None
+    async with open_stage(training.setting, splits=training.splits, resume_from=checkpoint) as stage:
+        run.rewind(last[0] if last else 0)
+        resumed = {"step": last[0] if last else 0, **describe_stage(stage)}
+        run.describe({"resumed": [*run.manifest.get("resumed", []), resumed]})
+        return await carry_out(training, run, stage=stage, clock=clock, stream=stream)
 
 
 def read_training(run: Run) -> Training:
@@ -104,8 +100,7 @@ def read_training(run: Run) -> Training:
 
 
 async def carry_out(training: Training, run: Run, *, stage: Stage, clock: Clock, stream: Any) -> dict[str, Any]:
-    """The run on an open stage, recorded from here on, however it ends. The report is empty where only the supervised part is
-    done, and the rest wants a stage of its own."""
+    """The run on an open stage, recorded from here on, however it ends."""
     clock.lap("start")
     run.describe({"training": asdict(training)})
     with status_kept(run, stream):
@@ -114,8 +109,6 @@ async def carry_out(training: Training, run: Run, *, stage: Stage, clock: Clock,
         run.describe({"before": before})
         if training.warm_start and not run.manifest.get("warm_start", {}).get("done"):
             await warm_up(training, run, stage=stage, clock=clock, stream=stream)
-            if training.plan.steps != 0:
-                return {}
         trained = await train_stage(stage, training, run, stream=stream)
         clock.lap("train")
         after = await measure(stage, training, stream=stream, label="after training")
@@ -130,8 +123,6 @@ async def carry_out(training: Training, run: Run, *, stage: Stage, clock: Clock,
 
 async def warm_up(training: Training, run: Run, *, stage: Stage, clock: Clock, stream: Any) -> None:
     """The supervised part of a run, and what it gave."""
-    from art_mcp.wiring.warm import learn_by_example
-
     assert training.warm_start is not None
     lessons, plan = training.warm_start, training.plan
     limits = [seconds for seconds in (lessons.seconds, plan.seconds) if seconds is not None]
@@ -175,7 +166,6 @@ def leave(run: Run, status: str) -> None:
 async def train_stage(stage: Stage, training: Training, run: Run, *, stream: Any) -> float:
     """Trains by reward; returns the seconds spent on training, those before a resume and of a warm start included."""
     from art_mcp.observe.console import ConsoleProgress
-    from art_mcp.wiring.warm import Both
 
     async def save(step: int) -> None:
         await stage.backend.save(stage.model, str(run.checkpoint(step)))

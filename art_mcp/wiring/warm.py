@@ -85,6 +85,7 @@ async def learn_by_example(
             spent=spent,
         )
     step = await stage.model.get_step()
+    await stage.backend.reset_optimizer(stage.model)
     forget_optimizer(run.checkpoint(step))
     return {**facts, "steps": step, "learning_rate": rate, "seconds": seconds, "optimizer_reset_at_step": step}
 
@@ -93,13 +94,10 @@ async def find_samples(
     stage: Stage, run: Run, *, lessons: Lessons, plan: Plan, stream: Any
 ) -> tuple[list[Sample], dict[str, Any]]:
     """What is learned, and how many there are of what was asked for. A run that goes on learns what it began with."""
-    kept, tools = run.folder / DEMONSTRATIONS, stage.toolbox.tools
-    if kept.is_file():
-        shown = read_file(kept, offered=tools)
-    else:
-        shown = await find_demonstrations(stage, lessons, plan=plan, stream=stream)
-        with boundary(RunError, f"writing {kept}"):
-            replace_text(kept, "".join(write_line(one, offered=tools) + "\n" for one in shown))
+    kept = run.folder / DEMONSTRATIONS
+    if not kept.is_file():  # a kill came between the folder and what it was made for
+        keep_demonstrations(run, await find_demonstrations(stage, lessons, plan=plan, stream=stream), tools=stage.toolbox.tools)
+    shown = read_file(kept, offered=stage.toolbox.tools)
     samples = [sample_of(one, dialect=stage.model.dialect()) for one in shown]
     most = stage.model.sampler().context_length
     fitting = [sample for sample in samples if len(sample.token_ids) <= most]
@@ -109,9 +107,19 @@ async def find_samples(
     return fitting, {"source": lessons.source, **counts, "learned_tokens": sum(sum(sample.trainable) for sample in fitting)}
 
 
+def keep_demonstrations(run: Run, shown: Sequence[Demonstration], *, tools: Sequence[Tool]) -> None:
+    path = run.folder / DEMONSTRATIONS
+    with boundary(RunError, f"writing {path}"):
+        replace_text(path, "".join(write_line(one, offered=tools) + "\n" for one in shown))
+
+
 async def find_demonstrations(stage: Stage, lessons: Lessons, *, plan: Plan, stream: Any) -> list[Demonstration]:
+    """What is to be learned: played now, or read from a file, every line of which is tried."""
     if lessons.source not in ("solutions", "successes"):
-        return read_file(Path(lessons.source), offered=stage.toolbox.tools)[: lessons.demonstrations]
+        read = read_file(Path(lessons.source), offered=stage.toolbox.tools)[: lessons.demonstrations]
+        for shown in read:
+            sample_of(shown, dialect=stage.model.dialect())
+        return read
     environment = stage.environment
     scenarios = draw(environment.split(plan.split), lessons.demonstrations, seed=plan.seed)
     if lessons.source == "solutions":

@@ -2,10 +2,11 @@
 
 import pytest
 
+from art_mcp.agent.check import LAZY as LAZY_SCRIPTS
 from art_mcp.agent.check import check_environment
 from art_mcp.errors import EnvironmentLoadError, RewardError
 from art_mcp.sampling.scripted import ScriptedSampler
-from art_mcp.types import Scenario, ToolCall
+from art_mcp.types import Limits, Scenario, StopReason, Tool, ToolCall
 from tests.agent.players import desk_tools, dialect, environment
 
 pytestmark = pytest.mark.anyio
@@ -22,10 +23,10 @@ def correct(trajectory):
     return float(trajectory.answer == trajectory.scenario.facts["answer"])
 
 
-async def check(*scenarios, n=20, **fields):
+async def check(*scenarios, n=20, split="train", **fields):
     async with desk_tools(only=["add", "fail"]) as toolbox:
         place = environment(*(scenarios or SUMS), **{"solution": solution, "rewards": {"correct": correct}, **fields})
-        return await check_environment(place, dialect=dialect(), toolbox=toolbox, play=ScriptedSampler, n=n)
+        return await check_environment(place, dialect=dialect(), toolbox=toolbox, play=ScriptedSampler, split=split, n=n)
 
 
 async def test_a_sound_environment_puts_its_reference_solution_above_every_lazy_policy():
@@ -67,6 +68,33 @@ async def test_only_the_first_scenarios_are_played():
 
     await check(rewards={"watch": watch}, n=2)
     assert seen == {"sum-1", "sum-2"}
+
+
+async def test_the_split_the_system_message_and_the_limits_are_those_that_training_plays_with():
+    seen = []
+
+    def watch(trajectory):
+        seen.append(trajectory)
+        return correct(trajectory)
+
+    verdict = await check(rewards={"watch": watch}, split="test", n=1, system="You add.", limits=Limits(turns=1))
+    assert {trajectory.messages[0]["content"] for trajectory in seen} == {"You add."}
+    assert seen[0].stop_reason is StopReason.TURN_LIMIT
+    assert "the reference solution solves only 0% of the scenarios" in verdict.failures
+    with pytest.raises(EnvironmentLoadError, match="no split 'practice'"):
+        await check(split="practice")
+
+
+def test_who_calls_every_tool_fills_in_something_of_each_type():
+    kinds = {"text": {"type": "string"}, "unit": {"type": "string", "enum": ["c", "f"]}, "each": {"type": "array"}, "any": {}}
+    tools = [Tool("weather", "", {"type": "object", "properties": kinds}), Tool("ping", "", {"type": "object"})]
+    *called, last = LAZY_SCRIPTS["calling every tool"](SUMS[0], tools)
+    functions = [message["tool_calls"][0]["function"] for message in called]
+    assert functions == [
+        {"name": "weather", "arguments": {"text": "1", "unit": "c", "each": [], "any": 1}},
+        {"name": "ping", "arguments": {}},
+    ]
+    assert last == {"role": "assistant", "content": "0"}
 
 
 async def test_a_reward_that_fails_is_told_with_the_policy_and_the_scenario():

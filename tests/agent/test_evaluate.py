@@ -103,6 +103,31 @@ async def test_an_evaluation_plays_every_scenario_once_and_has_the_promised_keys
     assert found["n"] == 3
 
 
+async def test_an_evaluation_is_played_at_its_temperature_and_concurrency_and_watched():
+    asked, seen = [], []
+
+    class Noting(Obedient):
+        async def sample(self, token_ids, *, params, **options):
+            asked.append(params.temperature)
+            return await super().sample(token_ids, params=params, **options)
+
+    class Watcher:
+        def finished(self, outcome):
+            seen.append(outcome)
+
+    sampler = Noting()
+    house = Playhouse(lambda: sampler)
+    scenarios = [scenario("5", id=str(number)) for number in range(6)]
+    await assess(*scenarios, n=6, house=house)
+    await assess(*scenarios, n=6, house=house, temperature=1.0, concurrency=2, progress=Watcher())
+    assert asked == [0.0] * 6 + [1.0] * 6
+    assert len(seen) == 6
+    assert sampler.most == 6
+    sampler.most = 0
+    await assess(*scenarios, n=6, house=house, concurrency=2)
+    assert sampler.most == 2
+
+
 async def test_draws_of_an_evaluation_depend_on_its_seed_and_not_on_the_step_of_the_model():
     seeds = []
 

@@ -9,7 +9,7 @@ import pytest
 from art_mcp.agent.group import gather_trajectory_groups
 from art_mcp.errors import EnvironmentLoadError, ToolServerError
 from art_mcp.tools import open_tools
-from art_mcp.types import FailedRollout, ScoredTrajectory, ServerSpec, ToolCall
+from art_mcp.types import FailedRollout, Limits, ScoredTrajectory, ServerSpec, StopReason, ToolCall
 from tests.agent.players import Obedient, Playhouse, calls, desk_tools, dialect, environment, obedient, said, scenario
 
 pytestmark = pytest.mark.anyio
@@ -50,6 +50,14 @@ async def test_the_step_of_the_model_keys_the_draws_unless_another_is_given():
     model = await obedient(Playhouse(Obedient, step=9))
     (group,) = await gather([scenario("5")], model=model, rollouts=1)
     assert group.trajectories[0].trajectory.rollout_id == "0:9:one:0"
+
+
+async def test_rollouts_are_played_with_the_system_message_and_the_limits_of_their_environment():
+    place = environment(system="You add.", limits=Limits(turns=1))
+    (group,) = await gather([scenario(ADD, "5")], place=place, rollouts=1)
+    (played,) = [one.trajectory for one in group.trajectories]
+    assert played.messages[0] == {"role": "system", "content": "You add."}
+    assert played.stop_reason is StopReason.TURN_LIMIT
 
 
 async def test_a_scenario_that_stands_twice_in_a_batch_is_drawn_anew():

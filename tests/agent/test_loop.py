@@ -52,7 +52,7 @@ class Notebook:
 TWO = (scenario("5"), scenario("6", id="two"))
 
 
-async def loop(plan, *, house=None, notebook=None, scenarios=TWO, spent=0.0, **fields):
+async def loop(plan, *, house=None, notebook=None, scenarios=TWO, spent=0.0, config=None, progress=None, **fields):
     house, notebook = house or Playhouse(Obedient), notebook or Notebook()
     async with desk_tools() as toolbox:
         seconds = await train_loop(
@@ -60,9 +60,10 @@ async def loop(plan, *, house=None, notebook=None, scenarios=TWO, spent=0.0, **f
             environment(*scenarios, **fields),
             toolbox=toolbox,
             plan=plan,
-            config=TrainConfig(),
+            config=config or TrainConfig(),
             recorder=notebook,
             save=notebook.save,
+            progress=progress,
             spent=spent,
         )
     return notebook, seconds
@@ -88,6 +89,49 @@ async def test_a_step_is_rolled_out_trained_recorded_and_saved_in_this_order():
     assert line["rollouts"] == 2
     assert 0 <= line["seconds_rollout"] <= line["seconds_total"] <= seconds
     assert 0 <= line["seconds_train"] <= line["seconds_total"]
+
+
+async def test_rollouts_are_played_as_the_plan_and_the_config_say_and_are_watched():
+    asked, seen = [], []
+
+    class Noting(Obedient):
+        async def sample(self, token_ids, *, params, **options):
+            asked.append(params.temperature)
+            return await super().sample(token_ids, params=params, **options)
+
+    class Watcher:
+        def finished(self, outcome):
+            seen.append(outcome)
+
+    sampler = Noting()
+    plan, config = Plan(steps=1, groups=2, rollouts=4, concurrency=3), TrainConfig(temperature=0.75)
+    await loop(plan, house=Playhouse(lambda: sampler), config=config, progress=Watcher())
+    assert asked == [0.75] * 8
+    assert sampler.most == 3
+    assert len(seen) == 8
+
+
+async def test_the_seconds_of_a_step_are_those_of_its_rollouts_and_of_its_training():
+    class Slow(Obedient):
+        async def sample(self, token_ids, **options):
+            await anyio.sleep(0.05)
+            return await super().sample(token_ids, **options)
+
+    class Thorough(Playhouse):
+        async def train(self, trainable, groups, *, config):
+            await anyio.sleep(0.1)
+            return await super().train(trainable, groups, config=config)
+
+    notebook, _ = await loop(Plan(steps=1, groups=1, rollouts=1), house=Thorough(Slow))
+    line = notebook.lines[0]
+    assert line["seconds_rollout"] >= 0.05
+    assert line["seconds_train"] >= 0.1
+    assert line["seconds_total"] >= line["seconds_rollout"] + line["seconds_train"]
+
+
+async def test_a_loop_that_is_to_save_at_the_end_alone_does():
+    notebook, _ = await loop(Plan(steps=2, groups=1, rollouts=1, save_every=0))
+    assert notebook.saved == ["save 2"]
 
 
 async def test_the_groups_of_a_step_are_the_walk_through_the_split():

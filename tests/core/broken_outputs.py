@@ -199,6 +199,7 @@ def tags() -> Iterator[Broken]:
     one_line = f'<tool_call>{{"name": "ping}}</tool_call><tool_call>{PING}</tool_call>'
     yield Broken("a quote lost, all on one line", one_line, (INVALID, "ping"))
     yield Broken("a quote lost, the tag near", f'<tool_call>{{"name": "</tool_call>{ping}', (INVALID, "ping"))
+    yield Broken("a tag behind an escaped quote", '<tool_call>\\"<tool_call>", <tool_call>', (INVALID, INVALID, EMPTY))
     in_turn = "\n".join([ping, tagged("{"), ping, tagged("[]"), ping])
     yield Broken("good and bad in turn", in_turn, ("ping", INVALID, "ping", NOT_AN_OBJECT, "ping"))
     yield Broken("every kind at once", every_kind(), tuple(MalformedKind))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from broken_outputs import ADD, BROKEN, PING, TOOLS, Broken, found_in, tagged
+from broken_outputs import ADD, BROKEN, PING, TOOLS, Broken, call, found_in, tagged
 
 from art_mcp.core.parse import Parsed, in_template_form, parse_calls, render_turn
 from art_mcp.types import Malformed, MalformedKind, ToolCall
@@ -119,6 +119,12 @@ def test_the_message_says_what_to_fix(body: str, advice: str):
     (one,) = parse_calls(tagged(body), TOOLS).calls
     assert isinstance(one, Malformed)
     assert advice in one.error
+
+
+def test_a_message_has_one_line_whatever_it_quotes():
+    (one,) = parse_calls(tagged(call("line\u2028, \x85, \x7f", {})), TOOLS).calls
+    assert isinstance(one, Malformed)
+    assert 'there is no tool "line\\u2028, \\u0085, \\u007f"' in one.error
 
 
 def test_without_tools_the_model_is_told_to_answer():

@@ -128,6 +128,14 @@ def test_a_missing_file_is_named(tmp_path):
         load_config(tmp_path / "nowhere.json")
 
 
+def test_a_name_that_is_too_long_for_a_path_is_told_like_any_other_wrong_one(tmp_path):
+    name = "x" * 300
+    with pytest.raises(ConfigError, match=rf"no config file at .*{name}\.json"):
+        load_config(tmp_path / f"{name}.json")
+    with pytest.raises(ConfigError, match=rf"no server at .*{name}\.py"):
+        target_spec(f"{name}.py", tmp_path)
+
+
 def test_a_wrong_server_name_gets_the_closest_one_and_all_of_them():
     servers = {name: ServerSpec(name, "stdio", command="x") for name in ("calculator", "files")}
     with pytest.raises(

@@ -1,0 +1,128 @@
+"""A worker whose samples come from vLLM and whose gradients come from a trainer elsewhere: it carries the weights across."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import monotonic
+from typing import Any, Protocol
+
+from art_mcp.local.models import base_of, model_source
+from art_mcp.sampling.vllm_args import Served, VllmSettings
+from art_mcp.sampling.vllm_engine import VllmEngine
+from art_mcp.types import Completion, ModelSpec, Policy, Sample, SamplingParams, TrainConfig
+
+
+class Learner(Protocol):
+    """What trains: a Worker or a RemoteWorker, of which nothing is sampled."""
+
+    facts: dict[str, Any]
+    step: int
+
+    async def train(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]: ...
+
+    async def imitate(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]: ...
+
+    async def reset_optimizer(self) -> None: ...
+
+    async def save(self, folder: Path) -> None: ...
+
+    async def write_weights(self, folder: Path) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class LearnOnce(Protocol):
+    async def __call__(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]: ...
+
+
+class ServedWorker:
+    """An engine and a learner with weights of their own, equal after every step. `open_served` makes one."""
+
+    def __init__(self, engine: VllmEngine, learner: Learner, versions: TemporaryDirectory[str]) -> None:
+        self.engine, self.learner, self._versions = engine, learner, versions
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {**self.learner.facts, **self.engine.facts}
+
+    @property
+    def step(self) -> int:
+        return self.learner.step
+
+    @property
+    def policy(self) -> Policy:
+        return self.engine.policy
+
+    @property
+    def context_length(self) -> int:
+        return self.engine.context_length
+
+    async def sample(
+        self, token_ids: Sequence[int], *, params: SamplingParams, stop: frozenset[int], shared: int = 0
+    ) -> Completion:
+        return await self.engine.sample(token_ids, params=params, stop=stop, shared=shared)
+
+    async def train(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
+        """One step, after which the new policy is published; what is in flight ends under the old one. `seconds_publish` of
+        the metrics is from the last gradient until requests are sampled under the new policy."""
+        return await asyncio.shield(self._learn(self.learner.train, samples, config))
+
+    async def imitate(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
+        """One supervised step on demonstrations, as `train`."""
+        return await asyncio.shield(self._learn(self.learner.imitate, samples, config))
+
+    async def ready(self) -> None:
+        """Returns when there is a server to sample from: a new one, where it died."""
+        await self.engine.ready()
+
+    async def reset_optimizer(self) -> None:
+        await self.learner.reset_optimizer()
+
+    async def save(self, folder: Path) -> None:
+        await self.learner.save(folder)
+
+    async def close(self) -> None:
+        try:
+            await self.engine.close()
+        finally:
+            await self.learner.close()
+            self._versions.cleanup()
+
+    async def _learn(self, learn: LearnOnce, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
+        metrics = await learn(samples, config)
+        began = monotonic()
+        await self.engine.publish(self.step, await write_version(self.learner, self._versions))
+        return {**metrics, "seconds_publish": monotonic() - began}
+
+
+async def open_served(name: str, spec: ModelSpec, learner: Learner, settings: VllmSettings) -> ServedWorker:
+    """Starts vLLM with the learner's weights; with it the learner is the worker's to close. Raises EngineError, with both
+    closed, when the server does not start."""
+    lora = learner.facts["lora"]
+    rank = None if lora is None else int(lora["rank"])
+    served = Served(name, base_of_spec(spec), dtype=str(learner.facts["dtype"]), lora_rank=rank)
+    versions = TemporaryDirectory(prefix="art-mcp-versions-", ignore_cleanup_errors=True)
+    worker = ServedWorker(VllmEngine(served, settings), learner, versions)
+    try:
+        await worker.engine.start(learner.step, await write_version(learner, versions))
+    except BaseException:
+        await worker.close()
+        raise
+    return worker
+
+
+async def write_version(learner: Learner, versions: TemporaryDirectory[str]) -> Path:
+    """The learner's weights in a folder that no earlier version had: engines take a path for what was once read from it."""
+    folder = Path(versions.name) / f"{learner.step}-{os.urandom(4).hex()}"
+    await learner.write_weights(folder)
+    return folder
+
+
+def base_of_spec(spec: ModelSpec) -> str:
+    """The folder or hub id with the weights under the adapter, where `spec.source` is one; else itself."""
+    adapter = Path(model_source(spec.source)) / "adapter_config.json"
+    return base_of(adapter) if adapter.is_file() else model_source(spec.source)

@@ -1,0 +1,209 @@
+"""vLLM's command line and environment, as we want them; starting it is not here, and vLLM itself is never imported."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from art_mcp.child import launch_command
+from art_mcp.errors import ConfigError
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes for --max-lora-rank."""
+OURS = {
+    *("model", "host", "port", "uds", "root_path", "api_key", "ssl_keyfile", "ssl_certfile", "api_server_count", "headless"),
+    *("served_model_name", "enable_lora", "max_loras", "logprobs_mode", "generation_config", "return_tokens_as_token_ids"),
+}
+"""Options on which the client, or what a logprob means, depends."""
+CPU_CACHE_BYTES = 4 * 2**30
+"""The most that keys and values take where there is no GPU."""
+GRAPH_SIZES = (1, 8, 32, 64, 128, 192, 256, 384)
+"""Batch sizes whose decoding step is recorded as a CUDA graph by a fast start; sizes in between are padded."""
+FAST = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
+LIST_OPTIONS = """
+import json, sys
+try:
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser  # 0.32
+except ImportError:
+    from vllm.entrypoints.openai.cli_args import make_arg_parser  # 0.25
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+parser = make_arg_parser(FlexibleArgumentParser())
+names = {name for action in parser._actions for name in action.option_strings if name.startswith("--")}
+sys.stdout.write("\\n" + json.dumps(sorted(names)))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class VllmSettings:
+    """How vLLM is run. `python`: the interpreter that has it (None: ours). `args`: options of vLLM's own, such as
+    `{"max_num_seqs": 512}`; they win over our choices.
+
+    `start`: "fast" compiles nothing and records few CUDA graphs, "full" is vLLM's own choice: slower to start, faster later.
+    `memory_share`: of the GPU memory that is free when it starts.
+    """
+
+    python: str | None = None
+    args: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    start: Literal["fast", "full"] = "fast"
+    memory_share: float = 0.45
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Of one GPU, in MiB."""
+
+    free: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What vLLM serves: a model folder or hub id under `name`, with adapters of at most `lora_rank` (None: full weights)."""
+
+    name: str
+    model: str
+    dtype: str
+    lora_rank: int | None = None
+
+
+def vllm_command(served: Served, settings: VllmSettings, *, port: int, memory: Memory | None) -> list[str]:
+    """The server's command line. `memory` None: there is no GPU. Raises ConfigError for an option that is not for users."""
+    asked = {name.removeprefix("--").replace("-", "_"): value for name, value in settings.args.items()}
+    forbidden = sorted(OURS & asked.keys())
+    if forbidden:
+        raise ConfigError(f"engine argument {forbidden[0]!r} is not for users: sampling and publishing depend on its value")
+    options = {**our_options(served, port=port), **speed_options(settings, asked, gpu=memory is not None)}
+    options |= memory_options(settings, memory) | asked
+    python = settings.python or sys.executable
+    return [python, "-m", "vllm.entrypoints.openai.api_server", *(word for item in options.items() for word in words_of(*item))]
+
+
+def our_options(served: Served, *, port: int) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "model": served.model,
+        "served_model_name": served.name,
+        "host": "127.0.0.1",
+        "port": port,
+        "dtype": served.dtype,
+        # the distribution that was sampled from is what the importance ratio divides by
+        "logprobs_mode": "processed_logprobs",
+        # a model's generation_config.json may cut the distribution (top_p, top_k) or bend it (repetition_penalty)
+        "generation_config": "vllm",
+        "enable_prefix_caching": True,
+        "disable_uvicorn_access_log": True,
+        "disable_log_stats": True,
+    }
+    if served.lora_rank is not None:
+        # the policy that is sampled and the one before it, whose last requests may still be running
+        options |= {"enable_lora": True, "max_loras": 2, "max_lora_rank": allowed_rank(served.lora_rank)}
+    return options
+
+
+def allowed_rank(rank: int) -> int:
+    """The smallest rank that vLLM can be told to hold and that holds `rank`."""
+    for allowed in LORA_RANKS:
+        if rank <= allowed:
+            return allowed
+    raise ConfigError(f"vLLM serves adapters up to rank {LORA_RANKS[-1]}, not {rank}")
+
+
+def speed_options(settings: VllmSettings, asked: Mapping[str, Any], *, gpu: bool) -> dict[str, Any]:
+    """For a fast start, unless `asked` has its own idea."""
+    # vLLM 0.32 on a CPU dies of a seeded request whose prompt it takes in pieces ("CPU Generator does not use offset")
+    options: dict[str, Any] = {"max_num_seqs": 512} if gpu else {"max_num_seqs": 128, "enable_chunked_prefill": False}
+    chosen = {"enforce_eager", "compilation_config", "optimization_level", "cudagraph_capture_sizes"} & asked.keys()
+    if settings.start == "full" or chosen:
+        return options
+    if not gpu:
+        return options | {"enforce_eager": True}
+    most = int(asked.get("max_num_seqs", options["max_num_seqs"]))
+    sizes = sorted({*(size for size in GRAPH_SIZES if size < most), most})
+    return options | {"compilation_config": {**FAST, "cudagraph_capture_sizes": sizes}}
+
+
+def memory_options(settings: VllmSettings, memory: Memory | None) -> dict[str, Any]:
+    """vLLM reckons its part of all memory; we give it a share of what is free."""
+    if memory is not None:
+        return {"gpu_memory_utilization": round(settings.memory_share * memory.free / memory.total, 3)}
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else CPU_CACHE_BYTES
+    return {"kv_cache_memory_bytes": min(CPU_CACHE_BYTES, int(free * settings.memory_share / 2))}
+
+
+def words_of(name: str, value: Any) -> list[str]:
+    """One option on the command line: a flag, `--no-` flag, JSON for a mapping, several words for a list."""
+    option = "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        return [option if value else "--no-" + option.removeprefix("--")]
+    if isinstance(value, Mapping):
+        return [option, json.dumps(value, separators=(",", ":"))]
+    if isinstance(value, list | tuple):
+        return [option, *map(str, value)]
+    return [option] if value is None else [option, str(value)]
+
+
+def vllm_environment(*, key: str, cache: Path, full_weights: bool) -> dict[str, str]:
+    """Our environment with what vLLM reads from its own. The switches with which weights are replaced open doors that only
+    a server on loopback with a key may have."""
+    ours = {
+        "VLLM_API_KEY": key,
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "86400",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_SERVER_DEV_MODE": "1" if full_weights else "0",
+    }
+    return {"VLLM_CACHE_ROOT": str(cache), **os.environ, **ours}
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels stay from run to run, as the platform wants it."""
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "art_mcp" / "vllm"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "art_mcp" / "vllm"
+
+
+def gpu_memory() -> Memory | None:
+    """Of the first GPU that this process may use; None where there is none. Another process asks: torch would take half a GiB
+    of it in the one that does."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    query = ["--query-gpu=memory.free,memory.total", "--format=csv,noheader,nounits"]
+    in_torch = "import torch; print(*(number >> 20 for number in torch.cuda.mem_get_info()), sep=',')"
+    for argv in (["nvidia-smi", f"--id={visible}", *query], [sys.executable, "-c", in_torch]) if visible else ():
+        numbers = answer_of(argv, timeout=60).strip().split(",")
+        if len(numbers) == 2 and all(part.strip().isdigit() for part in numbers):
+            return Memory(free=int(numbers[0]), total=int(numbers[1]))
+    return None
+
+
+def answer_of(argv: Sequence[str], *, timeout: float) -> str:
+    """What a command prints; empty where it fails."""
+    command, args = launch_command(argv[0], argv[1:])
+    try:
+        done = subprocess.run([command, *args], capture_output=True, text=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired:
+        return ""
+    return "" if done.returncode else done.stdout
+
+
+def complaint_about(args: Mapping[str, Any], line: str, settings: VllmSettings) -> str:
+    """What to tell the user whose `args` vLLM's parser refused with `line`: which of them, and what may have been meant."""
+    known = list_options(settings)
+    for name in args:
+        option = "--" + name.removeprefix("--").replace("_", "-")
+        if known and option not in known and option.replace("--no-", "--", 1) not in known:
+            close = difflib.get_close_matches(option, known, n=1)
+            meant = f"; did you mean {close[0].removeprefix('--').replace('-', '_')}?" if close else ""
+            return f"vLLM has no engine argument {name!r}{meant}"
+    return f"vLLM refuses its arguments: {line}"
+
+
+def list_options(settings: VllmSettings) -> list[str]:
+    """Every option of the installed version's own parser; empty where it cannot be asked."""
+    said = answer_of([settings.python or sys.executable, "-c", LIST_OPTIONS], timeout=300).splitlines()
+    return [str(name) for name in json.loads(said[-1])] if said else []

@@ -1,0 +1,267 @@
+"""A Sampler on a vLLM server, and how new weights get into it: adapters under new names, full weights in place. The process
+is `vllm_server`'s business."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from art_mcp.errors import EngineError
+from art_mcp.sampling.vllm_args import Served, VllmSettings
+from art_mcp.sampling.vllm_messages import ask_completion, complaint, read_completion
+from art_mcp.sampling.vllm_server import VllmServer, say
+from art_mcp.types import Completion, Policy, SamplingParams
+
+PUBLISH_SECONDS = 300.0
+"""How long loading weights into a server may take before it counts as dead."""
+
+
+class Version:
+    """The weights of one step, in `folder` until nobody needs them, and how many requests sample under them."""
+
+    def __init__(self, policy: Policy, folder: Path) -> None:
+        self.policy, self.folder = policy, folder
+        self.requests = 0
+        self.retired = False
+        self.idle, self.gone = asyncio.Event(), asyncio.Event()
+        self.idle.set()
+
+
+class VllmEngine:
+    """Samples under the version that was published last; every request keeps the one under which it began.
+
+    With adapters two versions are loaded at most, under the names `name@step`: the old one goes, folder and all, when its last
+    request has ended. Full weights are replaced in place: requests in flight end first, later ones wait. A server that died
+    fails what it was sampling, and another is started for the next request.
+    """
+
+    def __init__(self, served: Served, settings: VllmSettings) -> None:
+        self._served, self._settings = served, settings
+        self._adapters = served.lora_rank is not None
+        self.server = VllmServer(settings)
+        self._version: Version | None = None
+        self._older: set[Version] = set()
+        self._loaded: set[Version] = set()
+        self._starting: asyncio.Task[None] | None = None
+        self._doubtful = self._closed = False
+        self._open = asyncio.Event()
+        self._open.set()
+        self._context = 0
+        self.facts: dict[str, Any] = {}
+
+    @property
+    def policy(self) -> Policy:
+        return self.version.policy
+
+    @property
+    def version(self) -> Version:
+        if self._version is None:
+            raise EngineError("nothing has been published to this engine yet")
+        return self._version
+
+    @property
+    def context_length(self) -> int:
+        return self._context
+
+    async def start(self, step: int, folder: Path) -> None:
+        """Starts the server with the weights of `step` from `folder` (an adapter, or a whole model), which is then the
+        engine's to remove."""
+        self._version = Version(Policy(self._served.name, step), folder)
+        await self.ready()
+
+    async def ready(self) -> None:
+        """Returns when a server has the current weights, which takes a minute where one died. The start is not the caller's: it
+        goes on when a rollout runs out of time, and all that wait for it share its failure."""
+        while self._starting is not None or self._doubtful or not self.server.alive:
+            if self._closed:
+                raise EngineError("the engine is closed")
+            if self._starting is None:
+                self._starting = asyncio.create_task(self._start())
+                self._starting.add_done_callback(self._started)
+            starting = self._starting
+            try:
+                await asyncio.shield(starting)
+            except asyncio.CancelledError:
+                if self._closed and starting.cancelled():
+                    raise EngineError("the engine was closed while it started") from None
+                raise
+
+    async def sample(
+        self, token_ids: Sequence[int], *, params: SamplingParams, stop: frozenset[int], shared: int = 0
+    ) -> Completion:
+        room = self._context - len(token_ids)
+        if room <= 0 or not token_ids:
+            raise EngineError(f"a prompt of {len(token_ids)} tokens does not fit a context of {self._context} tokens")
+        version = await self._enter()
+        name = str(version.policy) if self._adapters else self._served.name
+        limited = replace(params, max_tokens=min(params.max_tokens, room))
+        asked = ask_completion(name, token_ids, params=limited, stop=stop, step=version.policy.step)
+        try:
+            answer = await self._post("/v1/completions", asked)
+        finally:
+            await self._leave(version)
+        return read_completion(answer, version.policy.step)
+
+    async def publish(self, step: int, folder: Path) -> None:
+        """Samples under `step`, with the weights in `folder`, from when this returns; the folder is then the engine's.
+
+        Raises EngineError when a living server refuses an adapter. A server that has died meanwhile is no failure: another one
+        is started, with the new weights.
+        """
+        while self._starting is not None:
+            await asyncio.wait([self._starting])
+        new, old = Version(Policy(self._served.name, step), folder), self.version
+        if not self._adapters:
+            await self._replace(old, new)
+        else:
+            for older in list(self._older):
+                await older.gone.wait()
+            await self._tell_living(self._load, new)
+            self._version = new
+        await self._retire(old)
+        await self.ready()
+
+    async def close(self) -> None:
+        """Ends the server; requests in flight fail with EngineError. Folders of versions are left to their owner."""
+        self._closed = True
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.wait([self._starting])
+        await self.server.close()
+
+    async def _post(self, path: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        try:
+            status, body = await self.server.ask(path, values)
+        except EngineError:
+            self._doubtful = True
+            raise
+        if status == HTTPStatus.OK:
+            return json.loads(body) if body.startswith(b"{") else {}
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            self._doubtful = True
+            raise EngineError(f"vLLM failed: {complaint(body)}: {self.server.last_words()}")
+        raise EngineError(f"vLLM refused {path}: {complaint(body)}")
+
+    async def _load(self, version: Version) -> None:
+        await self._post("/v1/load_lora_adapter", {"lora_name": str(version.policy), "lora_path": str(version.folder)})
+        self._loaded.add(version)
+
+    async def _unload(self, version: Version) -> None:
+        if version in self._loaded:
+            self._loaded.remove(version)
+            await self._post("/v1/unload_lora_adapter", {"lora_name": str(version.policy)})
+
+    async def _overwrite(self, version: Version) -> None:
+        """Full weights, read by the server from their folder over those that it has."""
+        self._loaded.clear()
+        order = {"method": "reload_weights", "kwargs": {"weights_path": str(version.folder)}}
+        await self._post("/collective_rpc", order)
+        await self._post("/reset_prefix_cache", {})
+        self._loaded.add(version)
+
+    async def _tell_living(self, tell: Callable[[Version], Awaitable[None]], version: Version) -> None:
+        """Changes what the server holds; in vain, and no failure, where it has died: the next one begins anew."""
+        try:
+            with anyio.fail_after(PUBLISH_SECONDS):
+                await tell(version)
+        except (EngineError, TimeoutError):
+            self._doubtful = True
+            if await self.server.healthy():
+                raise
+
+    async def _enter(self) -> Version:
+        """A living server, and the version that a request which begins now samples under; it counts until `_leave`."""
+        while True:
+            await self.ready()
+            if self._open.is_set():
+                version = self.version
+                version.requests += 1
+                version.idle.clear()
+                return version
+            await self._open.wait()
+
+    async def _leave(self, version: Version) -> None:
+        version.requests -= 1
+        if version.requests:
+            return
+        version.idle.set()
+        if version.retired:
+            await self._remove(version)
+
+    async def _retire(self, version: Version) -> None:
+        version.retired = True
+        self._older.add(version)
+        if not version.requests:
+            await self._remove(version)
+
+    async def _remove(self, version: Version) -> None:
+        """Nobody samples under `version` any more, and nobody will."""
+        with anyio.CancelScope(shield=True):
+            try:
+                if self._adapters:
+                    await self._tell_living(self._unload, version)
+            finally:
+                await asyncio.to_thread(shutil.rmtree, version.folder, ignore_errors=True)
+                self._older.discard(version)
+                version.gone.set()
+
+    async def _replace(self, old: Version, new: Version) -> None:
+        """Full weights: nothing is sampled while they change, and from then on only under the new name."""
+        self._open.clear()
+        try:
+            await old.idle.wait()
+            self._version = new
+            # on a CPU vLLM packs the head's weights for itself, and goes on with those where they are tied to the embedding's
+            if self.server.gpu and self.server.alive and not self._doubtful:
+                await self._overwrite_or_end(new)
+            else:
+                await self.server.end()
+            await self.ready()
+        finally:
+            self._open.set()
+
+    async def _overwrite_or_end(self, version: Version) -> None:
+        """A server that cannot take new weights where it is has to go: the next one reads them as its own."""
+        try:
+            await self._tell_living(self._overwrite, version)
+        except (EngineError, TimeoutError) as error:
+            say(f"vLLM is started anew, since it does not take new weights in place: {error}")
+            await self.server.end()
+
+    def _started(self, task: asyncio.Task[None]) -> None:
+        self._starting = None
+        if not task.cancelled():
+            task.exception()  # whoever waited has it; without a waiter nobody needs it
+
+    async def _start(self) -> None:
+        if not self.server.alive or (self._doubtful and not await self.server.healthy()):
+            await self.server.end()
+            self._loaded.clear()
+            version = self.version
+            await self.server.start(self._served if self._adapters else replace(self._served, model=str(version.folder)))
+            await self._look()
+            if not self._adapters:
+                self._loaded.add(version)
+        self._doubtful = False
+        while self.version not in self._loaded:
+            await (self._load if self._adapters else self._overwrite)(self.version)
+
+    async def _look(self) -> None:
+        """What the server says of itself."""
+        _, models = await self.server.connections.get("/v1/models")
+        _, version = await self.server.connections.get("/version")
+        self._context = int(json.loads(models)["data"][0]["max_model_len"])
+        self.facts = {
+            "engine": "vllm",
+            "vllm": json.loads(version)["version"],
+            "engine_args": dict(self._settings.args),
+            "engine_command": self.server.command,
+        }

@@ -1,0 +1,290 @@
+"""A real model learns the calculator on one GPU: before, a supervised start, reinforcement learning, after; one command of
+at most ten minutes that keeps what it has when time runs out.
+
+    python -m benchmarks.gpu_calculator --model MENDED --trainer unsloth --engine vllm --warm-start 4000 --seconds 300 --out DIR
+
+From a weak start in two halves, each with a test of pairs against the start:
+
+    … --warm-start 200 --warm-epochs 4 --progress 0.3 --save /tmp/half1 --out DIR/1
+    … --resume /tmp/half1 --against DIR/1/result.json --progress 0.3 --save /tmp/half2 --out DIR/2
+
+`--control shuffled` deals the rewards out anew; `--warm-start 0 --lenient` learns from rewards alone. `--seconds` is for the
+supervised start and reinforcement learning together; the engine's start, demonstrations and evaluations come on top.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from art_mcp.agent.demonstrate import sample_of, show_solutions
+from art_mcp.agent.evaluate import balanced
+from art_mcp.agent.imitation import Lessons, imitation_loop
+from art_mcp.agent.loop import check_alive, pick, summarize
+from art_mcp.core.samples import make_sample
+from art_mcp.types import Sample, ScoredTrajectory, TrainConfig
+from benchmarks.gpu_replay import Recorded, cpu_seconds, first_token, replay
+from benchmarks.gpu_report import Clock, Curve, Report, describe_run, mcnemar
+from benchmarks.gpu_setup import make_backend, make_spec, parser_of
+from benchmarks.gpu_stage import Condition, Draw, measure, open_conditions, play
+
+MAIN, BEYOND = (1, 2, 3, 4, 5), (6, 7, 8)
+DECODINGS = {"greedy": 0.0, "sampled": 1.0}
+EVALUATE_AFTER = 75.0
+"""Seconds kept for the evaluation after training."""
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = parser_of(__doc__)
+    parser.add_argument("--warm-start", type=int, default=2000, help="demonstrations, half of them with `evaluate` offered")
+    parser.add_argument("--warm-epochs", type=float, default=1.0)
+    parser.add_argument("--warm-batch", type=int, default=64)
+    parser.add_argument("--warm-rate", type=float, default=3e-4)
+    parser.add_argument("--seconds", type=float, default=300.0, help="supervised start and reinforcement learning together")
+    parser.add_argument("--steps", type=int, help="at most so many steps of reinforcement learning")
+    parser.add_argument("--final-rate", type=float, help="the rate falls to this along a cosine")
+    parser.add_argument("--scale-advantages", action="store_true")
+    parser.add_argument("--progress", type=float, default=0.0, help="reward for steps on the way, at most so much")
+    parser.add_argument("--uniform", action="store_true", help="draw levels uniformly, not by what there is to learn")
+    parser.add_argument("--control", choices=("none", "shuffled"), default="none")
+    parser.add_argument("--eval-n", type=int, default=500, help="held-out questions of levels 1 to 5, for each figure")
+    parser.add_argument("--no-before", action="store_true", help="do not evaluate before training")
+    parser.add_argument("--against", type=Path, help="the result.json whose start is compared with")
+    parser.add_argument("--save", type=Path, help="where the trained model is left")
+    parser.add_argument("--dump", type=Path, help="a file for the tokens and logprobs of the evaluations at temperature 1")
+    return parser.parse_args(argv)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Everything open."""
+
+    arguments: argparse.Namespace
+    model: Recorded
+    backend: Any
+    conditions: Sequence[Condition]
+    clock: Clock
+    report: Report
+    curve: Curve
+
+    @property
+    def config(self) -> TrainConfig:
+        given = self.arguments
+        return TrainConfig(
+            learning_rate=given.learning_rate,
+            scale_advantages=given.scale_advantages,
+            micro_batch_tokens=given.micro_batch_tokens,
+            control=given.control,
+            seed=given.seed,
+        )
+
+
+async def evaluate_all(
+    run: Run, label: str, *, levels: Sequence[int], reserve: float, decodings: Sequence[str] = tuple(DECODINGS)
+) -> dict[str, Any]:
+    """Every condition and decoding, the telling ones first; each is in the file as soon as it is done."""
+    found: dict[str, Any] = {}
+    each = max(1, run.arguments.eval_n // len(MAIN))
+    kept: list[ScoredTrajectory] = []
+    for decoding in decodings:
+        for condition in run.conditions:
+            figures = await measure(
+                condition,
+                model=run.model,
+                levels=levels,
+                each=each,
+                temperature=DECODINGS[decoding],
+                concurrency=run.arguments.concurrency,
+                clock=run.clock,
+                reserve=reserve,
+                keep=kept if decoding == "sampled" else None,
+            )
+            found[f"{condition.name}/{decoding}"] = figures
+            run.report.add(**{label: found})
+            main = figures.get("levels_1_5", {})
+            shown = f"{main.get('solved')} of {main.get('n')} in {figures.get('seconds')} s"
+            run.clock.say(f"{label} {condition.name} {decoding}: {shown}")
+    dump(run.arguments.dump, label, kept)
+    return found
+
+
+def dump(path: Path | None, label: str, played: Sequence[ScoredTrajectory]) -> None:
+    """Adds what was sampled under `label` to a JSON file, for checks of the logprobs elsewhere."""
+    if path is not None and played:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = json.loads(path.read_text()) if path.is_file() else {}
+        samples = [make_sample(one.trajectory, 1.0) for one in played]
+        rows = [[list(one.token_ids), [int(on) for on in one.trainable], one.logprobs, 1.0] for one in samples]
+        path.write_text(json.dumps({**values, label: rows}))
+
+
+async def demonstrations(run: Run) -> list[Sample]:
+    """As many of each condition and level, played over the real tools."""
+    samples: list[Sample] = []
+    share = run.arguments.warm_start // len(run.conditions)
+    for condition in run.conditions:
+        everything = condition.train.split("train")
+        scenarios = balanced(pick(everything, step=0, count=len(everything), seed=run.arguments.seed), share)
+        shown = await show_solutions(scenarios, environment=condition.train, toolbox=condition.toolbox)
+        samples += [sample_of(one, dialect=run.model.dialect()) for one in shown]
+    return samples
+
+
+async def warm_start(run: Run, *, seconds: float) -> dict[str, Any]:
+    """Supervised steps on demonstrations; what came of them."""
+    given = run.arguments
+    began = time.monotonic()
+    samples = await demonstrations(run)
+    made = time.monotonic() - began
+    run.clock.say(f"{len(samples)} demonstrations in {made:.1f} s")
+    lessons = Lessons(len(samples), epochs=given.warm_epochs, batch=given.warm_batch, seconds=seconds)
+
+    async def imitate(batch: Sequence[Sample], config: TrainConfig) -> Mapping[str, float]:
+        return await run.backend.imitate(run.model, batch, config=config)
+
+    async def save(step: int) -> None:
+        pass  # what is kept is the end
+
+    learned = await imitation_loop(
+        run.model,
+        samples,
+        imitate=imitate,
+        lessons=lessons,
+        config=run.config,
+        highest_rate=given.warm_rate,
+        recorder=run.curve,
+        save=save,
+        seed=given.seed,
+    )
+    return {"demonstrations": len(samples), "seconds_playing": made, "seconds_learning": learned, "steps": len(run.curve.rows)}
+
+
+async def reinforce(run: Run, *, seconds: float) -> dict[str, Any]:
+    """Reinforcement learning for so many seconds: half of a step's questions with `evaluate` offered."""
+    given, began, first = run.arguments, time.monotonic(), len(run.curve.rows)
+    draw = Draw(run.conditions, seed=given.seed, curriculum=not given.uniform)
+    steps = 0
+    while (spent := time.monotonic() - began) < seconds and (given.steps is None or steps < given.steps):
+        step = await run.model.get_step()
+        run.model.requests.clear()
+        started, cpu = time.monotonic(), cpu_seconds()
+        share = given.groups // len(run.conditions)
+        picked = [draw.pick(condition, step=step, count=share) for condition in run.conditions]
+        played = await play(
+            run.conditions,
+            picked,
+            model=run.model,
+            rollouts=given.rollouts,
+            concurrency=given.concurrency,
+            seed=given.seed,
+            step=step,
+        )
+        groups = [group for part in played for group in part]
+        check_alive(groups)
+        rolled, used = time.monotonic(), cpu_seconds() - cpu
+        rate = rate_at(given, spent / seconds)
+        metrics = await run.model.train(groups, config=run.config.with_(learning_rate=rate))
+        trained = time.monotonic()
+        first = await first_token(run.model, run.model.requests[0].token_ids)
+        solved = {}
+        for condition, part in zip(run.conditions, played, strict=True):
+            draw.observe(condition, part)
+            each = [condition.train.solved(one) for group in part for one in group.trajectories]
+            solved[f"solved_{condition.name}"] = sum(each) / max(1, len(each))
+        times = {"seconds_rollout": rolled - started, "seconds_train": trained - rolled, "seconds": trained - began}
+        times |= {"client_cpu_in_rollout": used / (rolled - started), "seconds_first_token": first}
+        summary = {**summarize(groups), **metrics, **solved, **times, "levels": draw.state()}
+        run.curve.metrics(step, summary)
+        run.report.add(curve=run.curve.rows)
+        steps += 1
+    return {"steps": len(run.curve.rows) - first, "seconds": time.monotonic() - began, "levels": draw.state()}
+
+
+def rate_at(arguments: argparse.Namespace, share: float) -> float:
+    if arguments.final_rate is None:
+        return arguments.learning_rate
+    fall = 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+    return arguments.final_rate + (arguments.learning_rate - arguments.final_rate) * fall
+
+
+async def learn(run: Run) -> None:
+    """Both kinds of training within `--seconds`, which the deadline may shorten."""
+    given = run.arguments
+    seconds = min(given.seconds, run.clock.left(reserve=EVALUATE_AFTER))
+    began = time.monotonic()
+    if given.warm_start:
+        run.report.add(warm_start=await warm_start(run, seconds=seconds), curve=run.curve.rows)
+        if given.steps != 0 and given.warm_start < 1000:  # a weak start, against which the end is tested
+            paused = time.monotonic()
+            run.report.add(start=await evaluate_all(run, "start", levels=MAIN, reserve=60.0))
+            began += time.monotonic() - paused
+    left = min(seconds - (time.monotonic() - began), run.clock.left(reserve=EVALUATE_AFTER))
+    run.report.add(reinforcement=await reinforce(run, seconds=left), training_seconds=time.monotonic() - began)
+
+
+async def compare_with_raw(run: Run) -> None:
+    """The last step's requests again, without tools: what the rollouts could have been."""
+    row = run.curve.rows[-1]
+    if run.arguments.engine == "vllm" and run.model.requests and "seconds_rollout" in row:
+        ours = row["sampled_tokens"] / row["seconds_rollout"]
+        requests = list(run.model.requests)
+        raw = await replay(requests, worker=run.backend.sampler(run.model), concurrency=run.arguments.concurrency)
+        run.report.add(raw=raw, rollout_tokens_per_second=ours, rollout_to_raw=ours / raw["tokens_per_second"])
+        run.clock.say(f"rollouts {ours:.0f} tokens/s, raw {raw['tokens_per_second']:.0f}")
+
+
+def compare(run: Run, after: Mapping[str, Any]) -> None:
+    """Tests of pairs against the start of this run, or of the run that it goes on from."""
+    values = json.loads(run.arguments.against.read_text()) if run.arguments.against else run.report.values
+    before = values.get("start") or values.get("before") or {}
+    pairs = {
+        name: mcnemar(before[name]["solved_ids"], figures["solved_ids"], levels=MAIN)
+        for name, figures in after.items()
+        if "solved_ids" in figures and "solved_ids" in before.get(name, {})
+    }
+    run.report.add(pairs=pairs, compared_with="start" if values.get("start") else "before")
+
+
+async def main(arguments: argparse.Namespace) -> None:
+    clock = Clock(arguments.deadline)
+    report = Report(arguments.out / "result.json", status="starting", **describe_run(vars(arguments)))
+    report.add()
+    try:
+        async with AsyncExitStack() as stack:
+            backend = await stack.enter_async_context(make_backend(arguments))
+            conditions = await stack.enter_async_context(open_conditions(arguments.levels, progress=arguments.progress))
+            model = Recorded(name="policy", spec=make_spec(arguments))
+            model.requests = []
+            await model.register(backend)
+            clock.say(f"started: {backend.facts(model)}")
+            report.add(status="started", facts=backend.facts(model), seconds_start=clock.spent())
+            run = Run(arguments, model, backend, conditions, clock, report, Curve(clock))
+            if not (arguments.no_before or arguments.against):
+                await evaluate_all(run, "before", levels=MAIN, reserve=EVALUATE_AFTER + min(60.0, arguments.seconds))
+            await learn(run)
+            report.add(status="trained", seconds_trained=clock.spent())
+            if arguments.save:
+                await backend.save(model, str(arguments.save))
+            await compare_with_raw(run)
+            after = await evaluate_all(run, "after", levels=MAIN, reserve=15.0)
+            compare(run, after)
+            await evaluate_all(run, "after_levels_6_8", levels=BEYOND, reserve=15.0)
+            report.add(status="finished", seconds_total=clock.spent())
+    except BaseException as error:
+        report.add(status="failed", error=f"{type(error).__name__}: {error}", seconds_total=clock.spent())
+        raise
+    finally:
+        clock.say(f"ended: {report.values['status']}; {arguments.out / 'result.json'}")
+
+
+if __name__ == "__main__":
+    anyio.run(main, parse())

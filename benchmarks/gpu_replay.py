@@ -1,0 +1,110 @@
+"""What the rollouts asked of the engine, and the same requests sent to it again without tools: the raw speed of vLLM."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+
+from art_mcp.model import TrainableModel
+from art_mcp.ports import Sampler
+from art_mcp.types import Completion, Policy, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    token_ids: Sequence[int]
+    sampled: int
+    seed: int
+    began: float
+    ended: float
+
+
+class Recording:
+    """A Sampler that notes what it is asked."""
+
+    def __init__(self, sampler: Sampler, requests: list[Request]) -> None:
+        self._sampler, self._requests = sampler, requests
+
+    @property
+    def policy(self) -> Policy:
+        return self._sampler.policy
+
+    @property
+    def context_length(self) -> int:
+        return self._sampler.context_length
+
+    async def sample(
+        self, token_ids: Sequence[int], *, params: SamplingParams, stop: frozenset[int], shared: int = 0
+    ) -> Completion:
+        began = time.monotonic()
+        completion = await self._sampler.sample(token_ids, params=params, stop=stop, shared=shared)
+        taken = Request(tuple(token_ids), len(completion.span.token_ids), params.seed, began, time.monotonic())
+        self._requests.append(taken)
+        return completion
+
+
+class Recorded(TrainableModel[None]):
+    """A model whose requests are kept in `requests`."""
+
+    requests: list[Request]
+
+    def sampler(self) -> Sampler:
+        return Recording(super().sampler(), self.requests)
+
+
+def cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+async def replay(requests: Sequence[Request], *, worker: Any, concurrency: int) -> dict[str, float]:
+    """The requests again, in the order in which they began, straight to vLLM's port."""
+    connections = worker.engine.server.connections
+    waiting = iter(sorted(requests, key=lambda request: request.began))
+    name = str(worker.policy) if worker.facts["lora"] else worker.policy.name
+    salt = f"replay {time.monotonic()}"
+    failed: list[str] = []
+
+    async def send() -> None:
+        for request in waiting:
+            values = {
+                "model": name,
+                "prompt": list(request.token_ids),
+                "max_tokens": request.sampled,
+                "ignore_eos": True,
+                "temperature": 1.0,
+                "seed": request.seed,
+                "logprobs": 0,
+                "return_token_ids": True,
+                "cache_salt": salt,
+            }
+            status, body = await connections.post("/v1/completions", values)
+            if status != 200:
+                failed.append(body[:200].decode(errors="replace"))
+
+    began, cpu = time.monotonic(), cpu_seconds()
+    async with anyio.create_task_group() as tasks:
+        for _ in range(concurrency):
+            tasks.start_soon(send)
+    seconds = time.monotonic() - began
+    if failed:
+        raise SystemExit(f"{len(failed)} of {len(requests)} replayed requests failed: {failed[0]}")
+    tokens = sum(request.sampled for request in requests)
+    return {
+        "seconds": seconds,
+        "sampled_tokens": tokens,
+        "tokens_per_second": tokens / seconds,
+        "client_cpu": (cpu_seconds() - cpu) / seconds,
+    }
+
+
+async def first_token(model: TrainableModel[Any], prompt: Sequence[int]) -> float:
+    """Seconds until one token of the policy that was just published is there."""
+    began = time.monotonic()
+    await model.backend.sampler(model).sample(prompt, params=SamplingParams(max_tokens=1), stop=frozenset())
+    return time.monotonic() - began

@@ -1,0 +1,234 @@
+"""How the GPU measurements play the calculator: both conditions, drawing by level, held-out questions. What is measured when is
+in the other gpu_*.py."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import anyio
+
+from art_mcp.agent.evaluate import evaluation, wilson
+from art_mcp.agent.group import gather_trajectory_groups
+from art_mcp.environment import Environment, load_environment
+from art_mcp.model import TrainableModel
+from art_mcp.ports import Toolbox
+from art_mcp.tools import open_tools
+from art_mcp.types import Malformed, Scenario, ScoredTrajectory, Trajectory, TrajectoryGroup
+from benchmarks.gpu_report import Clock
+
+SERVER = "servers/calculator/server.py:server"
+"""In this process: what is measured is the engine and the trainer, not a pipe."""
+SYMBOLS = {
+    "add": lambda a, b: a + b,
+    "subtract": lambda a, b: a - b,
+    "multiply": lambda a, b: a * b,
+    "divide": lambda a, b: a / b,
+}
+CHUNK = 400
+"""Rollouts of an evaluation between two looks at the clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One way to offer the tools: `train` is played for learning, `test` (levels 1 to 8) for measuring."""
+
+    name: str
+    train: Environment
+    test: Environment
+    toolbox: Toolbox
+
+
+@asynccontextmanager
+async def open_conditions(levels: str, *, progress: float) -> AsyncGenerator[list[Condition]]:
+    """The calculator with `evaluate` offered and without; `progress` is the share of reward for steps on the way."""
+    async with AsyncExitStack() as stack:
+        found: list[Condition] = []
+        for name, evaluate in (("with", True), ("without", False)):
+            train = load_environment("calculator", levels=levels, evaluate=evaluate)
+            if progress:
+                train = replace(train, rewards={**train.rewards, "progress": partial(reached, weight=progress)})
+            test = load_environment("calculator", levels="1-8", evaluate=evaluate)
+            toolbox = await stack.enter_async_context(open_tools([SERVER], folder=".", only=train.tools))
+            found.append(Condition(name, train, test, toolbox))
+        yield found
+
+
+def reached(trajectory: Trajectory, *, weight: float) -> float:
+    """`weight` times the share of the question's steps whose result some tool gave; all of it where that of the last did.
+
+    Without it a chain of five calls that goes wrong at the fourth is worth what a chain is that never began, and groups of long
+    questions are ties until luck solves one.
+    """
+    assert trajectory.scenario is not None
+    wanted = [SYMBOLS[step["name"]](*step["arguments"].values()) for step in trajectory.scenario.facts["steps"]]
+    given = [float(use.result.structured["result"]) for use in trajectory.uses if use.result.structured]
+    hits = [any(math.isclose(value, other, rel_tol=1e-9) for other in given) for value in wanted]
+    return weight if hits[-1] else weight * sum(hits) / len(hits)
+
+
+class Draw:
+    """Which questions are played: of every condition as many, of the levels by what there is to learn, p·(1 − p) of the solved
+    rate p that was met last, and a little of each. Every arm walks through its own questions in an order of its own."""
+
+    def __init__(self, conditions: Sequence[Condition], *, seed: int, curriculum: bool, floor: float = 0.03) -> None:
+        self._seed, self._curriculum, self._floor = seed, curriculum, floor
+        self._arms: dict[tuple[str, int], list[Scenario]] = defaultdict(list)
+        for condition in conditions:
+            for scenario in condition.train.split("train"):
+                self._arms[condition.name, scenario.level].append(scenario)
+        for (name, level), scenarios in self._arms.items():
+            random.Random(f"{seed}:{name}:{level}").shuffle(scenarios)
+        self.rates: dict[tuple[str, int], float] = dict.fromkeys(self._arms, 0.5)
+        self._next: dict[tuple[str, int], int] = dict.fromkeys(self._arms, 0)
+
+    def pick(self, condition: Condition, *, step: int, count: int) -> list[Scenario]:
+        levels = sorted(level for name, level in self._arms if name == condition.name)
+        rates = [self.rates[condition.name, level] for level in levels]
+        weights = [rate * (1 - rate) + self._floor if self._curriculum else 1.0 for rate in rates]
+        chosen = random.Random(f"{self._seed}:{step}:{condition.name}").choices(levels, weights, k=count)
+        return [self._take((condition.name, level)) for level in chosen]
+
+    def _take(self, arm: tuple[str, int]) -> Scenario:
+        place, self._next[arm] = self._next[arm], self._next[arm] + 1
+        return self._arms[arm][place % len(self._arms[arm])]
+
+    def observe(self, condition: Condition, groups: Sequence[TrajectoryGroup]) -> None:
+        solved: dict[int, list[bool]] = defaultdict(list)
+        for group in groups:
+            for one in group.trajectories:
+                assert group.scenario is not None
+                solved[group.scenario.level].append(condition.train.solved(one))
+        for level, each in solved.items():
+            arm = (condition.name, level)
+            share = min(0.5, len(each) / 64)  # few rollouts move the rate little
+            self.rates[arm] += share * (sum(each) / len(each) - self.rates[arm])
+
+    def state(self) -> dict[str, float]:
+        return {f"{name}/{level}": round(rate, 3) for (name, level), rate in sorted(self.rates.items())}
+
+
+async def play(
+    conditions: Sequence[Condition],
+    picked: Sequence[Sequence[Scenario]],
+    *,
+    model: TrainableModel[Any],
+    rollouts: int,
+    concurrency: int,
+    seed: int,
+    step: int,
+) -> list[list[TrajectoryGroup]]:
+    """The groups of each condition, all played at the same time."""
+    found: list[list[TrajectoryGroup]] = [[] for _ in conditions]
+
+    async def one(place: int, condition: Condition) -> None:
+        found[place] = await gather_trajectory_groups(
+            picked[place],
+            model=model,
+            environment=condition.train,
+            toolbox=condition.toolbox,
+            rollouts=rollouts,
+            concurrency=max(1, concurrency // len(conditions)),
+            seed=seed,
+            step=step,
+        )
+
+    async with anyio.create_task_group() as tasks:
+        for place, condition in enumerate(conditions):
+            tasks.start_soon(one, place, condition)
+    return found
+
+
+@dataclass(slots=True)
+class Measured:
+    """What an evaluation met, rollout by rollout; `solved` by scenario, for tests of pairs."""
+
+    played: list[ScoredTrajectory] = field(default_factory=list[ScoredTrajectory])
+    failed: int = 0
+    seconds: float = 0.0
+    first_failure: str = ""
+
+
+async def measure(
+    condition: Condition,
+    *,
+    model: TrainableModel[Any],
+    levels: Sequence[int],
+    each: int,
+    temperature: float,
+    concurrency: int,
+    clock: Clock,
+    reserve: float,
+    keep: list[ScoredTrajectory] | None = None,
+) -> dict[str, Any]:
+    """Figures of `each` held-out questions of every level, asked once; fewer where time runs out (`cut` says how many).
+    What was played is added to `keep`."""
+    by_level = {level: [s for s in condition.test.split("test") if s.level == level][:each] for level in levels}
+    asked = [scenario for row in zip(*by_level.values(), strict=True) for scenario in row]  # any beginning is a fair mix
+    met = Measured()
+    while asked and clock.left(reserve=reserve) > met.seconds / max(1, len(met.played)) * min(CHUNK, len(asked)):
+        chunk, asked = asked[:CHUNK], asked[CHUNK:]
+        began = time.monotonic()
+        groups = await gather_trajectory_groups(
+            chunk,
+            model=model,
+            environment=condition.test,
+            toolbox=condition.toolbox,
+            rollouts=1,
+            concurrency=concurrency,
+            temperature=temperature,
+            step=-1,
+        )
+        met.seconds += time.monotonic() - began
+        met.played += [one for group in groups for one in group.trajectories]
+        failures = [failure for group in groups for failure in group.failures]
+        met.failed += len(failures)
+        met.first_failure = met.first_failure or (f"{failures[0].kind}: {failures[0].message}" if failures else "")
+    if keep is not None:
+        keep += met.played
+    return figures(met, condition.test, cut=len(asked))
+
+
+def figures(met: Measured, environment: Environment, *, cut: int) -> dict[str, Any]:
+    if not met.played:
+        return {"n": 0, "cut": cut, "failed": met.failed, "first_failure": met.first_failure}
+    found = evaluation(met.played, environment, failed=met.failed).to_json()
+    solved = {one.trajectory.scenario.id: environment.solved(one) for one in met.played if one.trajectory.scenario}
+    main = [
+        solved[one.trajectory.scenario.id]
+        for one in met.played
+        if one.trajectory.scenario and one.trajectory.scenario.level <= 5
+    ]
+    uses = [use for one in met.played for use in one.trajectory.uses]
+    strict = sum(not isinstance(use.call, Malformed) and not use.call.lenient for use in uses)
+    reasons = [one.trajectory.stop_reason.value for one in met.played]
+    return {
+        "levels_1_5": {"solved": sum(main) / max(1, len(main)), "n": len(main), "ci95": wilson(sum(main), max(1, len(main)))},
+        **found,
+        "cut": cut,
+        "first_failure": met.first_failure,
+        "calls_begun": len(uses),
+        "valid_tool_call_rate": strict / len(uses) if uses else None,
+        "rollouts_without_a_call": sum(not one.trajectory.uses for one in met.played) / len(met.played),
+        "stop_reasons": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
+        "sampled_tokens": sum(one.trajectory.policy_tokens for one in met.played),
+        "seconds": round(met.seconds, 2),
+        "solved_ids": bits_by_level(met.played, environment),
+    }
+
+
+def bits_by_level(played: Sequence[ScoredTrajectory], environment: Environment) -> dict[str, str]:
+    """For each level one character a question, in the order of the split: 1 solved, 0 not; for tests of pairs."""
+    rows: dict[str, dict[int, str]] = defaultdict(dict)
+    for one in played:
+        scenario = one.trajectory.scenario
+        if scenario is not None:
+            rows[str(scenario.level)][int(scenario.id.rpartition("-")[2])] = "01"[environment.solved(one)]
+    return {level: "".join(row.get(place, ".") for place in range(max(row) + 1)) for level, row in sorted(rows.items())}

@@ -1,0 +1,158 @@
+"""A worker that samples from vLLM, whose part a fake plays, and trains here: every step reaches the server, by name."""
+
+import json
+import stat
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from toys import draw_tokens, save_toy
+
+from art_mcp import LocalBackend, TrainableModel
+from art_mcp.errors import ConfigError, EngineError
+from art_mcp.local.served import base_of_spec, open_served
+from art_mcp.local.worker import Settings, Worker
+from art_mcp.sampling.vllm_args import VllmSettings
+from art_mcp.types import LoraSpec, ModelSpec, Sample, SamplingParams, TrainConfig
+
+pytestmark = pytest.mark.anyio
+
+FAKE = Path(__file__).parents[1] / "sampling" / "fake_vllm.py"
+PROMPT = draw_tokens(6, seed="prompt")
+CONFIG = TrainConfig(learning_rate=1e-2, warmup_steps=0)
+DEMONSTRATION = Sample((*PROMPT, 3, 4), (False,) * 6 + (True,) * 2, None, 1.0)
+
+
+@pytest.fixture
+def python(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    script = tmp_path / "python"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} {FAKE} "$@"\n')
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    return str(script)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return str(save_toy(tmp_path_factory.mktemp("toy") / "toy"))
+
+
+async def served(python, spec):
+    learner = Worker("toy", spec, Settings(threads=1))
+    return await open_served("toy", spec, learner, VllmSettings(python))
+
+
+async def told(worker):
+    _, answer = await worker.engine.server.connections.get("/told")
+    return json.loads(answer)
+
+
+async def draw(worker):
+    return await worker.sample(PROMPT, params=SamplingParams(max_tokens=3), stop=frozenset())
+
+
+async def test_every_step_is_published_under_its_own_name(python, toy):
+    worker = await served(python, ModelSpec(source=toy, lora=LoraSpec(rank=4)))
+    try:
+        folders = [worker.engine.version.folder]
+        for step in (1, 2):
+            turn = await draw(worker)
+            assert turn.span.policy_version == step - 1
+            on = (False,) * len(PROMPT) + (True,) * 3
+            sample = Sample((*PROMPT, 5, 6, 7), on, (0.0,) * 6 + turn.span.logprobs, 1.0)
+            metrics = await worker.train([sample], CONFIG)
+            assert metrics["gradient_norm"] > 0
+            assert metrics["seconds_publish"] > 0
+            folders.append(worker.engine.version.folder)
+        assert (worker.step, worker.policy.step, str(worker.policy)) == (2, 2, "toy@2")
+        assert [folder.exists() for folder in folders] == [False, False, True]
+        assert (folders[2] / "adapter_model.safetensors").exists()
+        args, lines = await told(worker)
+        assert (args["model"], args["max_lora_rank"], args["dtype"]) == (toy, 8, "float32")
+        assert [line for line in lines if "load" in line] == [
+            *("load toy@0", "load toy@1", "unload toy@0", "load toy@2", "unload toy@1")
+        ]
+    finally:
+        await worker.close()
+
+
+async def test_closing_leaves_no_process_and_no_folder(python, toy):
+    worker = await served(python, ModelSpec(source=toy, lora=LoraSpec(rank=4)))
+    launcher = psutil.Process(worker.engine.server._process.pid)
+    family, folder = [launcher, *launcher.children(recursive=True)], worker.engine.version.folder
+    await worker.close()
+    assert psutil.wait_procs(family, timeout=10)[1] == []
+    assert not folder.parent.exists()
+
+
+async def test_full_weights_reach_the_server_as_a_whole_model(python, toy):
+    worker = await served(python, ModelSpec(source=toy))
+    try:
+        await worker.imitate([DEMONSTRATION], CONFIG)
+        assert (await draw(worker)).span.policy_version == 1
+        args, lines = await told(worker)
+        assert args["model"] == str(worker.engine.version.folder)
+        assert (worker.engine.version.folder / "config.json").exists()
+        assert not any("load" in line for line in lines)
+    finally:
+        await worker.close()
+
+
+async def test_a_checkpoint_of_the_learner_is_served_on_its_base(python, toy, tmp_path):
+    spec = ModelSpec(source=toy, lora=LoraSpec(rank=4))
+    learner = Worker("toy", spec, Settings(threads=1))
+    await learner.imitate([DEMONSTRATION], CONFIG)
+    await learner.save(tmp_path / "saved")
+    await learner.close()
+    resumed = ModelSpec(source=str(tmp_path / "saved"), resume=True)
+    assert base_of_spec(resumed) == toy
+    worker = await served(python, resumed)
+    try:
+        assert (worker.step, worker.policy.step) == (1, 1)
+        assert (await told(worker))[0]["model"] == toy
+        await worker.save(tmp_path / "again")
+        assert (tmp_path / "again" / "adapter_model.safetensors").exists()
+    finally:
+        await worker.close()
+
+
+async def test_a_server_that_does_not_start_leaves_nothing_behind(python, tmp_path):
+    broken = save_toy(tmp_path / "broken-model")
+    (broken / "broken").touch()
+    before = set(psutil.Process().children(recursive=True))
+    with pytest.raises(EngineError, match="these weights are broken"):
+        await served(python, ModelSpec(source=str(broken), lora=LoraSpec(rank=4)))
+    left = set(psutil.Process().children(recursive=True)) - before
+    assert psutil.wait_procs(left, timeout=10)[1] == []
+
+
+async def test_the_backend_serves_through_the_interpreter_that_has_vllm(python, toy):
+    async with LocalBackend(engine_python=python, engine_args={"max_num_seqs": 7}, in_process=True, threads=1) as backend:
+        model = TrainableModel(name="toy", base_model=toy, lora=LoraSpec(rank=4))
+        await model.register(backend)
+        assert (await draw(model.sampler())).span.policy_version == 0
+        facts = backend.facts(model)
+        assert (facts["engine"], facts["vllm"], facts["engine_args"]) == ("vllm", "0.32.0", {"max_num_seqs": 7})
+        assert facts["lora"] == {"rank": 4, "alpha": 32}
+
+
+async def test_without_a_gpu_the_engine_is_transformers(toy):
+    async with LocalBackend(threads=1) as backend:
+        model = TrainableModel(name="toy", base_model=toy)
+        await model.register(backend)
+        assert backend.facts(model)["engine"] == "transformers"
+
+
+@pytest.mark.parametrize(
+    ("choice", "reason"),
+    [
+        ({"engine": "vllm"}, "vLLM is not installed"),
+        ({"engine": "vllm", "engine_python": "python", "deterministic": True}, "need engine='transformers'"),
+        ({"engine": "transformers", "engine_args": {"max_num_seqs": 7}}, "engine_args are vLLM's"),
+    ],
+)
+def test_choices_that_cannot_be_had_are_refused_at_once(choice, reason):
+    with pytest.raises(ConfigError, match=reason):
+        LocalBackend(**choice)

@@ -1,0 +1,131 @@
+"""vLLM's command line: what we choose, what the user may, and how much memory it is given."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from art_mcp.errors import ConfigError
+from art_mcp.sampling.vllm_args import (
+    Memory,
+    Served,
+    VllmSettings,
+    cache_folder,
+    gpu_memory,
+    vllm_command,
+    vllm_environment,
+    words_of,
+)
+
+ADAPTERS = Served("policy", "/models/base", "bfloat16", lora_rank=16)
+GPU = Memory(free=70_000, total=80_000)
+
+
+def command(*, settings=None, served=ADAPTERS, memory=GPU):
+    return vllm_command(served, settings or VllmSettings(), port=4000, memory=memory)
+
+
+def value_of(words, option):
+    return words[words.index(option) + 1]
+
+
+def test_the_server_is_on_loopback_and_its_logprobs_are_those_of_the_distribution_sampled_from():
+    words = command()
+    assert words[:3] == [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    assert (value_of(words, "--host"), value_of(words, "--port")) == ("127.0.0.1", "4000")
+    assert value_of(words, "--logprobs-mode") == "processed_logprobs"
+    assert value_of(words, "--generation-config") == "vllm"  # no top_p of the model's own
+    assert (value_of(words, "--model"), value_of(words, "--dtype")) == ("/models/base", "bfloat16")
+    assert "--enable-prefix-caching" in words
+
+
+def test_the_key_is_in_the_environment_alone(tmp_path):
+    environment = vllm_environment(key="secret", cache=tmp_path, full_weights=False)
+    assert environment["VLLM_API_KEY"] == "secret"
+    assert not any("secret" in word for word in command())
+
+
+def test_the_doors_through_which_weights_are_replaced_are_open_for_full_weights_only(tmp_path):
+    doors = [vllm_environment(key="k", cache=tmp_path, full_weights=full)["VLLM_SERVER_DEV_MODE"] for full in (False, True)]
+    assert doors == ["0", "1"]
+    assert "--enable-lora" not in command(served=Served("policy", "/models/base", "bfloat16"))
+
+
+@pytest.mark.parametrize(("rank", "held"), [(1, "1"), (2, "8"), (16, "16"), (17, "32"), (512, "512")])
+def test_an_adapter_fits_the_rank_that_vllm_is_told(rank, held):
+    words = command(served=Served("policy", "/models/base", "float32", lora_rank=rank))
+    assert value_of(words, "--max-lora-rank") == held
+    assert value_of(words, "--max-loras") == "2"
+
+
+def test_a_rank_beyond_all_that_vllm_holds_is_refused():
+    with pytest.raises(ConfigError, match="adapters up to rank 512, not 513"):
+        command(served=Served("policy", "/models/base", "float32", lora_rank=513))
+
+
+@pytest.mark.parametrize(("share", "free", "part"), [(0.45, 80_000, "0.45"), (0.45, 70_000, "0.394"), (0.9, 40_000, "0.45")])
+def test_vllm_is_given_a_share_of_what_is_free_in_its_own_measure(share, free, part):
+    words = command(settings=VllmSettings(memory_share=share), memory=Memory(free=free, total=80_000))
+    assert value_of(words, "--gpu-memory-utilization") == part
+
+
+def test_without_a_gpu_it_is_given_some_gigabytes_and_compiles_nothing():
+    words = command(memory=None)
+    assert 0 < int(value_of(words, "--kv-cache-memory-bytes")) <= 4 * 2**30
+    assert "--enforce-eager" in words
+    assert "--gpu-memory-utilization" not in words
+
+
+def test_a_fast_start_records_few_graphs_and_a_full_one_is_left_to_vllm():
+    graphs = json.loads(value_of(command(), "--compilation-config"))
+    assert graphs["mode"] == 0
+    assert graphs["cudagraph_capture_sizes"] == [1, 8, 32, 64, 128, 192, 256, 384, 512]
+    fewer = json.loads(value_of(command(settings=VllmSettings(args={"max_num_seqs": 100})), "--compilation-config"))
+    assert fewer["cudagraph_capture_sizes"] == [1, 8, 32, 64, 100]
+    assert "--compilation-config" not in command(settings=VllmSettings(start="full"))
+
+
+def test_the_users_options_win_over_our_choices():
+    asked = {"gpu_memory_utilization": 0.8, "--max-num-seqs": 64, "enforce-eager": True, "dtype": "float16"}
+    words = command(settings=VllmSettings(python="/other/python", args=asked))
+    assert words[0] == "/other/python"
+    assert value_of(words, "--gpu-memory-utilization") == "0.8"
+    assert value_of(words, "--max-num-seqs") == "64"
+    assert value_of(words, "--dtype") == "float16"
+    assert "--compilation-config" not in words
+    assert len(words) == len(set(words) - {"64"}) + words.count("64")  # no option stands there twice
+
+
+@pytest.mark.parametrize("name", ["port", "served-model-name", "--logprobs-mode", "api_key"])
+def test_options_on_which_we_depend_are_not_for_users(name):
+    with pytest.raises(ConfigError, match="is not for users"):
+        command(settings=VllmSettings(args={name: "x"}))
+
+
+def test_values_are_written_as_vllms_parser_reads_them():
+    assert words_of("enable_x", True) == ["--enable-x"]
+    assert words_of("enable_x", False) == ["--no-enable-x"]
+    assert words_of("limit", {"image": 0}) == ["--limit", '{"image":0}']
+    assert words_of("names", ["a", "b"]) == ["--names", "a", "b"]
+
+
+def test_compiled_kernels_stay_in_the_users_cache(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "art_mcp" / "vllm"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache" / "art_mcp" / "vllm"
+    monkeypatch.setenv("VLLM_CACHE_ROOT", "/elsewhere")
+    assert vllm_environment(key="k", cache=cache_folder(), full_weights=False)["VLLM_CACHE_ROOT"] == "/elsewhere"
+
+
+def test_memory_is_that_of_the_first_gpu_that_may_be_used(monkeypatch, tmp_path):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text('#!/bin/sh\n[ "$1" = --id=3 ] && echo "70000, 80000"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4")
+    assert gpu_memory() == Memory(free=70_000, total=80_000)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpu_memory() is None

@@ -1,0 +1,295 @@
+"""The engine on a server that plays vLLM's part: which version is loaded and unloaded when, and what a dead server leaves."""
+
+import asyncio
+import json
+import os
+import signal
+import stat
+import sys
+from pathlib import Path
+
+import anyio
+import psutil
+import pytest
+
+from art_mcp.errors import ConfigError, EngineError
+from art_mcp.sampling.vllm_args import Served, VllmSettings
+from art_mcp.sampling.vllm_engine import VllmEngine
+from art_mcp.types import SamplingParams, Span
+
+pytestmark = pytest.mark.anyio
+
+FAKE = Path(__file__).with_name("fake_vllm.py")
+PARAMS = SamplingParams(max_tokens=4)
+
+
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path, monkeypatch):
+    """No GPU, unless a test brings one, and a cache of the test's own."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def python(tmp_path):
+    """An "interpreter that has vLLM"."""
+    script = tmp_path / "python"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} {FAKE} "$@"\n')
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    return str(script)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Makes the folder of a version; `broken`: one that a server refuses."""
+
+    def make(name, *, broken=False):
+        folder = tmp_path / name
+        folder.mkdir()
+        if broken:
+            (folder / "broken").touch()
+        return folder
+
+    return make
+
+
+@pytest.fixture
+async def engine(python, tmp_path, folders):
+    engine = VllmEngine(Served("policy", str(folders("base")), "float32", lora_rank=4), VllmSettings(python))
+    await engine.start(0, folders("v0"))
+    yield engine
+    await engine.close()
+
+
+async def draw(engine, prompt=(1, 2, 3), *, stop=()):
+    return await engine.sample(prompt, params=PARAMS, stop=frozenset(stop))
+
+
+async def post(engine, path):
+    assert (await engine.server.connections.post(path, {}))[0] == 200
+
+
+async def told(engine):
+    """What the server has been asked, the token of its start apart."""
+    _, answer = await engine.server.connections.get("/told")
+    return json.loads(answer)[1][2:]
+
+
+async def in_flight(engine, count=1):
+    """So many requests, held by the server; awaiting one releases none."""
+    await post(engine, "/hold")
+    begun = [line for line in await told(engine) if line.startswith("begin")]
+    tasks = [asyncio.create_task(draw(engine)) for _ in range(count)]
+    while True:
+        if len([line for line in await told(engine) if line.startswith("begin")]) == len(begun) + count:
+            return tasks
+        await asyncio.sleep(0.01)
+
+
+def kill(engine):
+    """Ends the server itself; its launcher follows."""
+    launcher = psutil.Process(engine.server._process.pid)
+    (server,) = [process for process in launcher.children() if str(FAKE) in process.cmdline()]
+    server.send_signal(signal.SIGKILL)
+    return launcher
+
+
+async def test_a_turn_is_its_tokens_and_logprobs_and_the_version_that_sampled_it(engine):
+    free, cut = await draw(engine), await draw(engine, stop={5, 9})
+    assert (free.span, free.stopped) == (Span((4, 5, 6, 7), (-0.5,) * 4, 0), False)
+    assert (cut.span, cut.stopped) == (Span((4, 5), (-0.5,) * 2, 0), True)
+    assert engine.context_length == 64
+    assert engine.facts["vllm"] == "0.32.0"
+    assert not any(engine.server.key in word for word in engine.facts["engine_command"])
+
+
+async def test_a_turn_is_no_longer_than_the_context(engine):
+    assert len((await draw(engine, [1] * 62)).span.token_ids) == 2
+    with pytest.raises(EngineError, match="a prompt of 64 tokens does not fit a context of 64 tokens"):
+        await draw(engine, [1] * 64)
+    with pytest.raises(EngineError, match="Token id 5000 is out of vocabulary"):
+        await draw(engine, [5000])
+
+
+async def test_a_new_version_is_a_new_name_and_the_idle_old_one_goes_with_its_folder(engine, folders, tmp_path):
+    await draw(engine)
+    await engine.publish(1, folders("v1"))
+    assert engine.policy.step == 1
+    assert (await draw(engine)).span.policy_version == 1
+    assert await told(engine) == [
+        *("load policy@0", "begin policy@0", "end policy@0"),
+        *("load policy@1", "unload policy@0", "begin policy@1", "end policy@1"),
+    ]
+    assert not (tmp_path / "v0").exists()
+    assert (tmp_path / "v1").exists()
+
+
+async def test_an_old_version_stays_until_its_last_request_has_ended(engine, folders, tmp_path):
+    old = await in_flight(engine, count=2)
+    await engine.publish(1, folders("v1"))
+    new = asyncio.create_task(draw(engine))
+    assert (tmp_path / "v0").exists()
+    assert "unload policy@0" not in await told(engine)
+    await post(engine, "/release")
+    assert [turn.span.policy_version for turn in await asyncio.gather(*old, new)] == [0, 0, 1]
+    lines = await told(engine)
+    assert lines.index("unload policy@0") > max(place for place, line in enumerate(lines) if line == "end policy@0")
+    assert not (tmp_path / "v0").exists()
+
+
+async def test_a_third_version_waits_until_the_first_is_gone(engine, folders):
+    old = await in_flight(engine)
+    await engine.publish(1, folders("v1"))
+    third = asyncio.create_task(engine.publish(2, folders("v2")))
+    for _ in range(3):
+        await post(engine, "/hold")  # time for a wrong order to show
+    assert not third.done()
+    await post(engine, "/release")
+    await asyncio.gather(*old, third)
+    lines = await told(engine)
+    assert lines.index("unload policy@0") < lines.index("load policy@2") < lines.index("unload policy@1")
+    assert (await draw(engine)).span.policy_version == 2
+
+
+async def test_a_cancelled_request_lets_its_version_go(engine, folders, tmp_path):
+    (old,) = await in_flight(engine)
+    await engine.publish(1, folders("v1"))
+    old.cancel()
+    await asyncio.wait([old])
+    assert "unload policy@0" in await told(engine)
+    assert not (tmp_path / "v0").exists()
+
+
+async def test_a_refused_adapter_raises_and_the_old_policy_goes_on(engine, folders):
+    with pytest.raises(EngineError, match="Loading lora policy@1 failed: No adapter found"):
+        await engine.publish(1, folders("v1", broken=True))
+    assert (await draw(engine)).span.policy_version == 0
+
+
+async def test_a_killed_server_fails_what_is_in_flight_and_the_next_request_starts_another(engine, folders, tmp_path):
+    await engine.publish(1, folders("v1"))
+    flying = await in_flight(engine, count=3)
+    first = kill(engine)
+    for failure in await asyncio.gather(*flying, return_exceptions=True):
+        assert isinstance(failure, EngineError)
+        assert "its log:" in str(failure)
+    turns = await asyncio.gather(*(draw(engine) for _ in range(3)))
+    assert {turn.span.policy_version for turn in turns} == {1}
+    assert (await told(engine))[0] == "load policy@1"
+    assert not first.is_running()
+    assert (tmp_path / "v1").exists()
+
+
+async def test_weights_published_to_a_dead_server_are_those_of_the_next_one(engine, folders):
+    kill(engine).wait(10)
+    await engine.publish(1, folders("v1"))
+    assert engine.server.alive
+    assert (await draw(engine)).span.policy_version == 1
+    assert (await told(engine))[0] == "load policy@1"
+
+
+async def test_a_failing_engine_is_looked_after_before_the_next_request(engine):
+    with pytest.raises(EngineError, match=r"vLLM failed: EngineCore encountered an issue\."):
+        await draw(engine, [999])
+    before = engine.server._process.pid
+    assert (await draw(engine)).span.policy_version == 0  # its health is good, so it stays
+    assert engine.server._process.pid == before
+
+
+async def test_all_that_wait_for_a_start_share_its_failure_and_the_next_one_tries_again(engine, tmp_path):
+    kill(engine).wait(10)
+    mark = tmp_path / "base" / "broken"
+    mark.touch()
+    failures = await asyncio.gather(*(draw(engine) for _ in range(4)), return_exceptions=True)
+    assert {type(failure) for failure in failures} == {EngineError}
+    assert len({str(failure) for failure in failures}) == 1
+    assert "vLLM ended with exit code 1 before it answered: ValueError: these weights are broken" in str(failures[0])
+    mark.unlink()
+    assert (await draw(engine)).stopped is False
+
+
+async def test_a_start_goes_on_when_the_request_that_caused_it_is_cancelled(engine):
+    kill(engine).wait(10)
+    with anyio.move_on_after(0.05) as scope:
+        await draw(engine)
+    assert scope.cancelled_caught
+    starting = engine._starting
+    assert starting is not None
+    await draw(engine)
+    assert starting.done()
+    assert not starting.cancelled()
+
+
+async def test_closing_fails_what_is_in_flight_and_what_comes_after(engine):
+    (flying,) = await in_flight(engine)
+    launcher = psutil.Process(engine.server._process.pid)
+    family = [launcher, *launcher.children(recursive=True)]
+    log = engine.server.log
+    await engine.close()
+    with pytest.raises(EngineError):
+        await flying
+    with pytest.raises(EngineError, match="the engine is closed"):
+        await draw(engine)
+    assert psutil.wait_procs(family, timeout=10)[1] == []
+    assert not log.exists()
+
+
+async def test_an_unknown_argument_is_named_with_the_closest(python, folders):
+    served = Served("policy", str(folders("base")), "float32", lora_rank=4)
+    engine = VllmEngine(served, VllmSettings(python, {"max_num_sqs": 3}))
+    with pytest.raises(ConfigError, match=r"vLLM has no engine argument 'max_num_sqs'; did you mean max_num_seqs\?"):
+        await engine.start(0, folders("v0"))
+    await engine.close()
+
+
+async def test_a_value_that_vllm_refuses_is_told_in_its_own_words(python, folders):
+    served = Served("policy", str(folders("base")), "float32", lora_rank=4)
+    engine = VllmEngine(served, VllmSettings(python, {"max_num_seqs": "many"}))
+    with pytest.raises(ConfigError, match="argument --max-num-seqs: invalid int value: 'many'"):
+        await engine.start(0, folders("v0"))
+    await engine.close()
+
+
+@pytest.fixture
+async def whole(python, folders, monkeypatch, tmp_path):
+    """An engine for full weights, on a machine with a GPU."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text('#!/bin/sh\necho "40000, 80000"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    engine = VllmEngine(Served("policy", "unused", "float32"), VllmSettings(python))
+    await engine.start(0, folders("v0"))
+    yield engine
+    await engine.close()
+
+
+async def test_full_weights_are_replaced_when_nothing_is_sampled_and_later_requests_wait(whole, folders, tmp_path):
+    old = await in_flight(whole, count=2)
+    publishing = asyncio.create_task(whole.publish(1, folders("v1")))
+    await asyncio.sleep(0)
+    late = asyncio.create_task(draw(whole))
+    for _ in range(3):
+        await post(whole, "/hold")
+    assert not publishing.done()
+    await post(whole, "/release")
+    assert [turn.span.policy_version for turn in await asyncio.gather(*old, late)] == [0, 0, 1]
+    await publishing
+    lines = await told(whole)
+    assert lines[:6] == [*["begin policy"] * 2, *["end policy"] * 2, "reload_weights v1", "reset"]
+    assert not (tmp_path / "v0").exists()
+
+
+async def test_a_server_that_cannot_take_full_weights_is_started_anew_with_them(whole, folders, tmp_path):
+    before = whole.server._process.pid
+    broken = folders("v1", broken=True)
+    publishing = asyncio.create_task(whole.publish(1, broken))
+    while True:
+        if "reload_weights v1" in await told(whole):
+            break
+        await asyncio.sleep(0.001)
+    (broken / "broken").unlink()  # what it cannot take in place it can read from the start
+    await publishing
+    assert whole.server._process.pid != before
+    assert whole.server.command[whole.server.command.index("--model") + 1] == str(tmp_path / "v1")
+    assert (await draw(whole)).span.policy_version == 1
