@@ -12,18 +12,19 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import anyio
 
 from art_mcp.agent.loop import Plan, train_loop
 from art_mcp.types import TrainConfig
-from benchmarks.second_calls import ROOT, Counts, Pushing, Stage, calculator, measure, open_stage, second_call_chances
+from benchmarks.second_calls import ROOT, SIGNS, Counts, Pushing, Stage, calculator, measure, open_stage, second_call_chances
 
 EVERY = 25
 """Steps between two looks at how likely a second call is."""
@@ -42,6 +43,7 @@ STARTS: Mapping[str, Start] = {
     "unread": Start("--levels 1 --steps 900 250"),
     "read": Start("--levels 1 2 --carried 0 --steps 350 250", "unread-clean"),
     "shown-1%": Start("--levels 1 2 --carried 0.01 --steps 0 60", "read"),
+    "shown-5%": Start("--levels 1 2 --carried 0.05 --steps 0 60", "read"),
     "shown-20%": Start("--levels 1 2 --carried 0.2 --steps 0 120", "read"),
     "shown-50%": Start("--levels 1 2 --carried 0.5 --steps 0 200", "read"),
 }
@@ -68,17 +70,24 @@ class Arm:
 
 
 LADDER = ("second", "takes-up")
+
 ARMS: Mapping[str, Arm] = {
     "unread": Arm("unread", seeds=3, steps=100),
     "read": Arm("read", seeds=3, steps=100),
+    "rollouts-32": Arm("read", steps=30, rollouts=32),
     "level-2-alone": Arm("read", steps=100, alone=100),
     "temperature-1.5": Arm("read", temperature=1.5),
+    "temperature-2": Arm("read", temperature=2.0),
     "credit": Arm("read", credit=LADDER),
+    "push": Arm("read", push=0.25, credit=LADDER),
     "all-1.5": Arm("read", alone=60, temperature=1.5, push=0.25, credit=LADDER),
-    "forgiving": Arm("read", steps=240, alone=240, temperature=1.5, push=0.25, credit=LADDER, without=("malformed",)),
+    "forgiving": Arm("read", steps=120, alone=120, temperature=1.5, push=0.25, credit=LADDER, without=("malformed",)),
     "shown-1%": Arm("shown-1%", steps=100),
+    "shown-5%": Arm("shown-5%", steps=100),
     "shown-20%": Arm("shown-20%", steps=100),
-    "shown-50%": Arm("shown-50%", steps=100),
+    "shown-20%-credit": Arm("shown-20%", steps=100, credit=LADDER),
+    "shown-50%": Arm("shown-50%", seeds=3, steps=100),
+    "shown-50%-alone": Arm("shown-50%", steps=100, alone=100),
     "shown-50%-credit": Arm("shown-50%", steps=300, credit=LADDER),
 }
 
@@ -143,13 +152,35 @@ async def look_before(source: Path, *, n: int) -> dict[str, Any]:
         return {**await measure(stage, n=n, seed=0), "warmer": warmer}
 
 
+def settings(arm: Arm) -> dict[str, Any]:
+    """What a result depends on beside its seed, as JSON gives it back."""
+    return {name: value for name, value in json.loads(json.dumps(asdict(arm))).items() if name != "seeds"}
+
+
 async def run_arm(arm: Arm, source: Path, *, seed: int, n: int) -> dict[str, Any]:
     async with open_stage(str(source), seed=seed) as stage:
         trained = await train(stage, arm, seed=seed)
-        return {"arm": asdict(arm), "seed": seed, "training": trained, "after": await measure(stage, n=n, seed=seed)}
+        return {"arm": settings(arm), "seed": seed, "training": trained, "after": await measure(stage, n=n, seed=seed)}
 
 
-def line(name: str, figures: Mapping[str, Any], training: Mapping[str, Any] | None = None) -> str:
+def added(tallies: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    return {name: sum(tally[name] for tally in tallies) for name in ("n", "solved", *SIGNS)}
+
+
+def by_leg(training: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The tallies of each EVERY steps added up, with the chances of a second call at their end."""
+    found: list[dict[str, Any]] = []
+    first = 0
+    for until in [int(until) for until in training["chances"] if until != "0"]:
+        leg = training["steps"][first:until]
+        sums = {level: added([step[level] for step in leg if level in step]) for level in ("1", "2")}
+        reward = round(fmean(step["reward"] for step in leg), 4)
+        found.append({"until": until, "reward": reward, **sums, "chances": training["chances"][str(until)]})
+        first = until
+    return found
+
+
+def line(name: str, figures: Mapping[str, Any], training: Sequence[Mapping[str, Any]] = ()) -> str:
     """One row of the table: solved by level in both decodings, and second calls."""
     shares = [
         f"{one['solved'] / one['n']:.3f} [{one['ci95'][0]:.3f}, {one['ci95'][1]:.3f}]"
@@ -159,8 +190,7 @@ def line(name: str, figures: Mapping[str, Any], training: Mapping[str, Any] | No
     again = figures["sampled"]["2"]
     cells = [name, *shares, f"{again['second'] / again['n']:.3f}", f"{figures['chances']['begun']:.1e}"]
     if training:
-        seen = [step["2"] for step in training["steps"] if "2" in step]
-        cells.append("/".join(str(sum(one[key] for one in seen)) for key in ("second", "takes-up", "solved", "n")))
+        cells.append("/".join(str(sum(leg["2"][key] for leg in training)) for key in ("second", "takes-up", "solved", "n")))
     return " | ".join(cells)
 
 
@@ -172,7 +202,9 @@ HEADING = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=tuple(ARMS), metavar="ARM", help=", ".join(ARMS))
+    parser.add_argument(
+        "--arms", nargs="+", choices=tuple(ARMS), default=tuple(ARMS), metavar="ARM", help=", ".join(ARMS).replace("%", "%%")
+    )
     parser.add_argument("--eval-n", type=int, default=1000, help="held-out questions, half of each level")
     parser.add_argument("--folder", type=Path, default=Path("runs/beyond"), help="warm starts and the results of each arm")
     parser.add_argument("--out", type=Path, help="also write the result here")
@@ -186,9 +218,18 @@ def main() -> None:
         starts[arm.start] = kept(folder / "results" / f"before-{arm.start}.json", partial(look_before, source, n=n))
         for seed in range(arm.seeds):
             make = partial(run_arm, arm, source, seed=seed, n=n)
-            runs[f"{name}/{seed}"] = kept(folder / "results" / f"{name}-{seed}.json", make)
-    command = " ".join(["python -m benchmarks.beyond", *sys.argv[1:]])
-    summary = {"date": date.today().isoformat(), "command": command, "before": starts, "runs": runs}
+            path = folder / "results" / f"{name}-{seed}.json"
+            run = kept(path, make)
+            if run["arm"] != settings(arm):
+                parser.error(f"{path} was made with other settings: remove it")
+            runs[f"{name}/{seed}"] = {**run, "training": by_leg(run["training"])}
+    summary = {
+        "date": date.today().isoformat(),
+        "command": " ".join(["python -m benchmarks.beyond", *sys.argv[1:]]),
+        "starts": {name: asdict(STARTS[name]) for name in starts},
+        "before": starts,
+        "runs": runs,
+    }
     print(HEADING)
     for name, figures in starts.items():
         print(line(f"before: {name}", figures))

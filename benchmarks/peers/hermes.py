@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import logging
 from importlib.metadata import version
 from typing import Any
 
@@ -16,7 +16,7 @@ class Hermes:
 
     def load(self, tokenizer: str, tools: list[Any], texts: dict[str, list[str]]) -> dict[str, str]:
         """The versions of what runs here."""
-        os.environ["VLLM_LOGGING_LEVEL"] = "CRITICAL"  # it logs every broken call with a traceback: that would be timed
+        logging.disable()  # it logs every broken call with a traceback, and that would be timed
         from transformers import PreTrainedTokenizerFast
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
         from vllm.parser import ParserManager

@@ -117,6 +117,7 @@ def bodies_that_are_no_json() -> Iterator[Broken]:
         '{"name": "add", "arguments": {"a": 1, "b": 2},}',
         '{"name": "add", "arguments": {"a": 1, "a": 2, "b": 2}}',
         '{"name": "add", "name": "ping", "arguments": {"a": 1, "b": 2}}',
+        '{"name": "run", "arguments": {"a": "\\u003a", "a": "\\u003A"}}',
         f"```json\n{ADD}\n```",
         f"{ADD}\n```",
         f"{ADD}}}",

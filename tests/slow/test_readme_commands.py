@@ -17,6 +17,8 @@ SMALLER = {
     r"--n 200": "--n 8",
     r"(train calculator) --steps 100": r"\1 --steps 2 --eval-n 8",
     r"--steps 150": "--steps 3",
+    r"(sft calculator) --demonstrations 200": r"\1 --demonstrations 64 --eval-n 8",
+    r"--steps 20$": "--steps 2",
     r"(inspect \w+)": r"\1 --print",
 }
 
