@@ -52,9 +52,7 @@ def test_there_is_something_to_check():
 def test_the_training_script_trains_and_its_model_can_be_measured(clone):
     assert SIZE in PROGRAMS["train_calculator.py"]
     assert len(PROGRAMS["train_calculator.py"].splitlines()) <= 26  # its name and 25 lines
-    (clone / "train_calculator.py").write_text(
-        PROGRAMS["train_calculator.py"].replace(SIZE, SIZE.replace("100, 16", "2, 2"))
-    )
+    (clone / "train_calculator.py").write_text(PROGRAMS["train_calculator.py"].replace(SIZE, SIZE.replace("100, 16", "2, 2")))
     printed = run(sys.executable, "train_calculator.py", cwd=clone).splitlines()
     assert [line.partition(":")[0] for line in printed] == ["step 0", "step 1"]
     measured = run(*CLI, *shlex.split("eval calculator --model runs/from-python --n 2 --json"), cwd=clone)
