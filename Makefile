@@ -34,7 +34,7 @@ help:
 	@echo "make fuzz       the fuzzing tests with EXAMPLES=100000 for each of parser, evaluator and config loader (10 minutes)"
 	@echo "make check      formatting, lints, types, the order of the rooms, the house numbers"
 	@echo "make venv       $(VENV) with everything for development; the other targets make what they need by themselves"
-	@echo "make bench      speed against peers in turns, one JSON file each in $(RESULTS)/ (20 minutes on a quiet machine)"
+	@echo "make bench      speed against peers in turns, one JSON file each in $(RESULTS)/ (15 minutes on a quiet machine)"
 	@echo "make peers      $(PEERS)/ with what tests and benchmarks use beside this project: the MCP Inspector, vLLM's CPU build, verifiers"
 	@echo "make policy     build the tiny policy anew from nothing (tens of minutes; replaces the weights in the package)"
 	@echo "make clean      remove $(VENV), caches and builds; runs/ stays"

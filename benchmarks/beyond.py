@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -120,11 +122,15 @@ async def train(stage: Stage, arm: Arm, *, seed: int) -> dict[str, Any]:
     return {"steps": counts.steps, "chances": chances}
 
 
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in ("torch", "transformers", "mcp")}}
+
+
 def kept(path: Path, make: Any) -> dict[str, Any]:
     """What the file holds; `make()` is asked for it where there is none yet."""
     if not path.exists():
         began = time.monotonic()
-        result = {**anyio.run(make), "seconds": round(time.monotonic() - began)}
+        result = {**anyio.run(make), "seconds": round(time.monotonic() - began), "versions": versions()}
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(".part")
         aside.write_text(json.dumps(result))

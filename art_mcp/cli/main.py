@@ -48,7 +48,7 @@ def main() -> None:
     # read when the hub's client is imported; a command's progress is its own line
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        app()
+        app(prog_name="art-mcp")
     except ArtMcpError as error:
         o.complain(str(error))
         sys.exit(o.FAILED)
