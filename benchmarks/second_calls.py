@@ -92,7 +92,9 @@ def calculator(levels: str = "1-2", *, credit: Sequence[str] = (), without: Sequ
     plain = load_environment(str(ROOT / "environments" / "calculator.py"), levels=levels)
     own = {name: reward for name, reward in plain.rewards.items() if name not in without}
     more = {name: credit_for(name) for name in credit}
-    return replace(plain, servers=[f"{ROOT}/servers/calculator/server.py:server"], rewards={**own, **more})
+    patient = replace(plain.limits, seconds=3600.0)  # a process that is paused for a while loses no rollout
+    servers = [f"{ROOT}/servers/calculator/server.py:server"]
+    return replace(plain, servers=servers, rewards={**own, **more}, limits=patient)
 
 
 def tally(scored: Sequence[ScoredTrajectory], environment: Environment) -> dict[str, dict[str, int]]:

@@ -155,10 +155,10 @@ def test_the_legs_of_an_arm_begin_with_level_2_alone_and_end_with_its_last_step(
 
 
 def test_an_arm_is_not_run_again_where_its_result_lies(tmp_path):
-    async def once():
+    def once():
         return {"solved": 1}
 
-    async def never():
+    def never():
         raise AssertionError("run again")
 
     first = beyond.kept(tmp_path / "arm-0.json", once)
