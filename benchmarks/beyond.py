@@ -26,6 +26,7 @@ import anyio
 
 from art_mcp.agent.loop import Plan, train_loop
 from art_mcp.types import TrainConfig
+from benchmarks.report import hand_out
 from benchmarks.second_calls import ROOT, SIGNS, Counts, Pushing, Stage, calculator, measure, open_stage, second_call_chances
 
 EVERY = 25
@@ -245,10 +246,7 @@ def main() -> None:
         print(line(f"before: {name}", figures))
     for name, run in runs.items():
         print(line(name, run["after"], run["training"]))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(summary, indent=1) + "\n")
-    if arguments.json:
-        print(json.dumps(summary))
+    hand_out(summary, arguments)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from benchmarks.report import hand_out
+
 BOUND_SOLVED, BOUND_CONTROL = 0.9, 0.1
 
 
@@ -92,10 +94,7 @@ def main() -> None:
     for key, one in results.items():
         for decoding in ("greedy", "sampled"):
             print(f"seed/control {key:<12} {decoding:<8} {one[decoding]['before']:.3f} -> {one[decoding]['after']:.3f}")
-    if arguments.out:
-        arguments.out.write_text(json.dumps(summary, indent=1) + "\n")
-    if arguments.json:
-        print(json.dumps(summary))
+    hand_out(summary, arguments)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,11 @@ def publish(result: Mapping[str, Any], options: argparse.Namespace) -> None:
     """The ratios as lines, then what `options` ask for."""
     for case, figures in result["cases"].items():
         print(line_of(case, figures))
+    hand_out(result, options)
+
+
+def hand_out(result: Mapping[str, Any], options: argparse.Namespace) -> None:
+    """The result as `options` ask for it: in the file `out`, and with `json` as the last line."""
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result, indent=1) + "\n")

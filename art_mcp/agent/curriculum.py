@@ -130,11 +130,12 @@ def outcomes_of(groups: Sequence[TrajectoryGroup], environment: Environment) -> 
     return outcomes
 
 
-def solved_by_level(groups: Sequence[TrajectoryGroup], environment: Environment) -> dict[str, float]:
-    """The share of each level's rollouts that solved their scenario: {"solved/level1": …}, of the levels that were played."""
+def solved_by_level(groups: Sequence[TrajectoryGroup], outcomes: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """The share of each level's rollouts that solved their scenario, by the `outcomes` of the groups: {"solved/level1": …}, of
+    the levels that were played."""
     levels = {group.scenario.id: group.scenario.level for group in groups if group.scenario is not None}
     totals: dict[int, tuple[int, int]] = {}
-    for name, (solved, played) in outcomes_of(groups, environment).items():
+    for name, (solved, played) in outcomes.items():
         before = totals.get(levels[name], (0, 0))
         totals[levels[name]] = (before[0] + solved, before[1] + played)
     return {f"solved/level{level}": solved / played for level, (solved, played) in sorted(totals.items())}

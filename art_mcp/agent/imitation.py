@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 import anyio
 
-from art_mcp.agent.loop import Save, pick, to_its_end
+from art_mcp.agent.loop import Save, pick, saved_steps, to_its_end
 from art_mcp.model import TrainableModel
 from art_mcp.ports import Recorder
 from art_mcp.types import Sample, TrainConfig
@@ -75,7 +75,6 @@ async def imitation_loop(
     began = monotonic() - spent
     steps = lessons.steps_for(len(samples))
     step = await model.get_step()
-    saved = step or None  # a model that has taken steps comes from a checkpoint
 
     async def learn(step: int) -> None:
         started = monotonic()
@@ -85,16 +84,10 @@ async def imitation_loop(
         seconds = {"seconds_train": monotonic() - started, "seconds_total": monotonic() - began}
         recorder.metrics(step, {"phase": "warm start", **metrics, "learning_rate": rate, **seconds})
 
-    try:
+    async with saved_steps(model, save, every=save_every) as taken:
         while step < steps and (lessons.seconds is None or monotonic() - began < lessons.seconds):
             await anyio.lowlevel.checkpoint()
             await to_its_end(learn(step))
             step += 1
-            if save_every and step % save_every == 0:
-                await save(step)
-                saved = step
-    finally:
-        with anyio.CancelScope(shield=True):
-            if saved != step and await model.get_step() == step:
-                await save(step)
+            await taken(step)
     return monotonic() - began

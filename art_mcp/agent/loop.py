@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from statistics import fmean
 from time import monotonic
@@ -67,8 +68,7 @@ async def train_loop(
     began = monotonic() - spent
     book = open_book(plan, environment, recorder, history=history, began=began)
     step = await model.get_step()
-    saved = step or None  # a model that has taken steps comes from a checkpoint
-    try:
+    async with saved_steps(model, save, every=plan.save_every) as taken:
         while (plan.steps is None or step < plan.steps) and (plan.seconds is None or monotonic() - began < plan.seconds):
             started = monotonic()
             groups = await gather_trajectory_groups(
@@ -87,14 +87,30 @@ async def train_loop(
             # a step that is trained but not recorded would be missing from the run
             await to_its_end(learn(model, groups, config=config, book=book, started=started))
             step += 1
-            if plan.save_every and step % plan.save_every == 0:
-                await save(step)
-                saved = step
+            await taken(step)
+    return monotonic() - began
+
+
+@asynccontextmanager
+async def saved_steps(model: TrainableModel[Any], save: Save, *, every: int) -> AsyncGenerator[Save]:
+    """Checkpoints of a loop, which tells what is yielded of each step that it has taken and recorded: after each `every` of
+    them (0: none), and of the last when the block ends, however it does."""
+    step = await model.get_step()
+    saved = step or None  # a model that has taken steps comes from a checkpoint
+
+    async def taken(now: int) -> None:
+        nonlocal step, saved
+        step = now
+        if every and step % every == 0:
+            await save(step)
+            saved = step
+
+    try:
+        yield taken
     finally:
         with anyio.CancelScope(shield=True):
             if saved != step and await model.get_step() == step:
                 await save(step)
-    return monotonic() - began
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +136,7 @@ class Book:
             self.curriculum.note(step, outcomes)
         told = {"outcomes": outcomes} if self.curriculum else {}
         self.recorder.groups(step, groups)
-        self.recorder.metrics(step, {**summarize(groups), **solved_by_level(groups, self.environment), **values, **told})
+        self.recorder.metrics(step, {**summarize(groups), **solved_by_level(groups, outcomes), **values, **told})
 
 
 async def learn(

@@ -17,7 +17,7 @@ def command(
     option: o.EnvironmentOptions = None,
     model: o.ModelName = "tiny",
     config: o.ConfigFile = "config.json",
-    split: Annotated[str, typer.Option("--split", help="Which scenarios.")] = "train",
+    split: o.Split = "train",
     n: Annotated[int, typer.Option("--n", min=1, help="How many scenarios each policy plays.")] = 20,
     json: o.Json = False,
 ) -> None:

@@ -19,7 +19,7 @@ def command(
     option: o.EnvironmentOptions = None,
     model: o.ModelName = "tiny",
     config: o.ConfigFile = "config.json",
-    split: Annotated[str, typer.Option("--split", help="Which scenarios.")] = "test",
+    split: o.Split = "test",
     n: Annotated[int, typer.Option("--n", min=1, help="How many, balanced over levels.")] = 1000,
     temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 is greedy.")] = 0.0,
     seed: o.Seed = 0,
@@ -33,14 +33,9 @@ def command(
     import anyio
 
     from art_mcp.agent.evaluate import Evaluation
-    from art_mcp.wiring.stage import Setting, evaluate_stage, open_stage
+    from art_mcp.wiring.stage import evaluate_stage, open_stage
 
-    setting = Setting(
-        *(environment, o.parse_options(option), model, None, config, seed, deterministic),
-        lenient=lenient,
-        **o.engine_settings(context.params),
-        trainer="torch",  # nothing is trained, and it is the quicker one to load
-    )
+    setting = o.setting_of(context.params, trainer="torch")  # nothing is trained, and it is the quicker one to load
 
     async def run() -> Evaluation:
         async with open_stage(setting, splits=(split,)) as stage:

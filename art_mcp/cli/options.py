@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from art_mcp.cli import completion
 from art_mcp.errors import ConfigError
+
+if TYPE_CHECKING:
+    from art_mcp.wiring.stage import Setting
 
 EnvironmentName = Annotated[
     str,
@@ -36,6 +40,18 @@ ModelName = Annotated[
 ]
 ConfigFile = Annotated[str, typer.Option("--config", help="The mcpServers file.")]
 Seed = Annotated[int, typer.Option("--seed", help="Decides every draw.")]
+Split = Annotated[str, typer.Option("--split", help="Which scenarios.")]
+RunName = Annotated[str | None, typer.Option("--name", help="The run's folder under runs/ (default: the time).")]
+EvalN = Annotated[int, typer.Option("--eval-n", min=0, help="Held-out scenarios before and after (0: none).")]
+SaveEvery = Annotated[int, typer.Option("--save-every", min=0, help="Steps between checkpoints.")]
+Keep = Annotated[int, typer.Option("--keep", min=0, help="Checkpoints to keep (0: all).")]
+InProcess = Annotated[
+    bool | None, typer.Option("--in-process/--child-process", help="Where engine and trainer run (default: here on a CPU).")
+]
+Lora = Annotated[int | None, typer.Option("--lora", metavar="RANK", min=1, help="Train LoRA adapters of this rank.")]
+Prepare = Annotated[
+    bool, typer.Option("--prepare", help="Where the tags of tool calls were never trained, mend them in a copy of the model.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 Lenient = Annotated[bool, typer.Option("--lenient", help="Also read tool calls written as bare or fenced JSON.")]
 Deterministic = Annotated[bool, typer.Option("--deterministic", help="Same seed, same trajectories to the last bit; slower.")]
@@ -65,33 +81,35 @@ BOLD, GREEN, CYAN = "1", "32", "36"
 
 def parse_options(pairs: Sequence[str] | None) -> dict[str, str]:
     """`KEY=VALUE` pairs as a mapping. Raises ConfigError for anything else."""
-    values: dict[str, str] = {}
-    for pair in pairs or ():
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--option wants KEY=VALUE, such as levels=1-5, not {pair!r}")
-        values[key] = value
-    return values
-
-
-def engine_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the parameters `given` of a command say of the engine, as a Setting has it."""
-    args = parse_engine_args(given["engine_arg"])
-    return {"engine": given["engine"], "engine_python": given["engine_python"], "engine_args": args}
+    return dict(split_pairs(pairs, "--option", example="levels=1-5"))
 
 
 def parse_engine_args(pairs: Sequence[str] | None) -> dict[str, Any]:
     """`KEY=VALUE` pairs as a mapping, values read as JSON where they are JSON. Raises ConfigError for anything else."""
     values: dict[str, Any] = {}
-    for pair in pairs or ():
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--engine-arg wants KEY=VALUE, such as max_num_seqs=256, not {pair!r}")
+    for key, value in split_pairs(pairs, "--engine-arg", example="max_num_seqs=256"):
         try:
             values[key] = json.loads(value)
         except ValueError:
             values[key] = value
     return values
+
+
+def split_pairs(pairs: Sequence[str] | None, option: str, *, example: str) -> Iterator[tuple[str, str]]:
+    for pair in pairs or ():
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{option} wants KEY=VALUE, such as {example}, not {pair!r}")
+        yield key, value
+
+
+def setting_of(given: Mapping[str, Any], **changes: Any) -> Setting:
+    """Where something is played, by the parameters `given` of a command, as far as it has them; `changes` come before them."""
+    from art_mcp.wiring.stage import Setting
+
+    values: dict[str, Any] = {one.name: given[one.name] for one in fields(Setting) if one.name in given}
+    values |= {"options": parse_options(given["option"]), "engine_args": parse_engine_args(given.get("engine_arg"))}
+    return Setting(**values | changes)
 
 
 def write(text: str) -> None:

@@ -18,7 +18,7 @@ def command(
     option: o.EnvironmentOptions = None,
     model: o.ModelName = "tiny",
     config: o.ConfigFile = "config.json",
-    split: Annotated[str, typer.Option("--split", help="Which scenarios.")] = "test",
+    split: o.Split = "test",
     number: Annotated[int, typer.Option("--number", min=0, help="Which scenario of the split.")] = 0,
     temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 is greedy.")] = 1.0,
     tokens: Annotated[bool, typer.Option("--tokens", help="Print the whole token stream as text.")] = False,
@@ -32,14 +32,8 @@ def command(
     import anyio
 
     from art_mcp.wiring.play import play_one
-    from art_mcp.wiring.stage import Setting
 
-    setting = Setting(
-        *(environment, o.parse_options(option), model, None, config, seed),
-        lenient=lenient,
-        **o.engine_settings(context.params),
-        trainer="torch",  # nothing is trained, and it is the quicker one to load
-    )
+    setting = o.setting_of(context.params, trainer="torch")  # nothing is trained, and it is the quicker one to load
     played = anyio.run(lambda: play_one(setting, split=split, number=number, temperature=temperature))
     for author, text in played.parts if tokens else played.lines:
         o.write(marked(author, text))

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from art_mcp.cli import options as o
-from art_mcp.cli.train import InProcess, Lora, Prepare, show
+from art_mcp.cli.train import show
 
 HELP = "Teach a model by demonstrations: an environment's own solutions, the model's own successes, or conversations in a file."
 EXAMPLE = (
@@ -36,7 +36,7 @@ def command(
     option: o.EnvironmentOptions = None,
     model: o.ModelName = "tiny",
     config: o.ConfigFile = "config.json",
-    name: Annotated[str | None, typer.Option("--name", help="The run's folder under runs/ (default: the time).")] = None,
+    name: o.RunName = None,
     demonstrations: Demonstrations = 1000,
     source: Source = "solutions",
     epochs: Annotated[float, typer.Option("--epochs", min=0, help="How often each one is seen.")] = 1.0,
@@ -45,14 +45,14 @@ def command(
     batch: Annotated[int, typer.Option("--batch", min=1, help="Demonstrations in a step.")] = 32,
     learning_rate: LearningRate = None,
     schedule: Schedule = "cosine",
-    lora: Lora = None,
-    prepare: Prepare = False,
-    eval_n: Annotated[int, typer.Option("--eval-n", min=0, help="Held-out scenarios before and after (0: none).")] = 1000,
-    save_every: Annotated[int, typer.Option("--save-every", min=0, help="Steps between checkpoints.")] = 50,
-    keep: Annotated[int, typer.Option("--keep", min=0, help="Checkpoints to keep (0: all).")] = 3,
+    lora: o.Lora = None,
+    prepare: o.Prepare = False,
+    eval_n: o.EvalN = 1000,
+    save_every: o.SaveEvery = 50,
+    keep: o.Keep = 3,
     seed: o.Seed = 0,
     deterministic: o.Deterministic = False,
-    in_process: InProcess = None,
+    in_process: o.InProcess = None,
     lenient: o.Lenient = False,
     engine: o.Engine = None,
     engine_python: o.EnginePython = None,
@@ -66,11 +66,8 @@ def command(
     from art_mcp.agent.loop import Plan
     from art_mcp.types import TrainConfig
     from art_mcp.wiring import training
-    from art_mcp.wiring.stage import Setting
 
-    lenient = lenient or source == "successes"
-    given = (environment, o.parse_options(option), model, lora, config, seed, deterministic, in_process, lenient)
-    setting = Setting(*given, **o.engine_settings(context.params), trainer=trainer)
+    setting = o.setting_of(context.params, lenient=lenient or source == "successes")
     lessons = Lessons(demonstrations, source, epochs, steps, seconds, batch, learning_rate, schedule)
     plan = Plan(steps=0, save_every=save_every, seed=seed)
     asked = training.Training(setting, plan, TrainConfig(seed=seed), eval_n, keep=keep, warm_start=lessons, prepare=prepare)

@@ -32,13 +32,6 @@ Control = Annotated[
     Literal["none", "shuffled"],
     typer.Option("--control", help="shuffled: deal the rewards out anew, so nothing is learned."),
 ]
-InProcess = Annotated[
-    bool | None, typer.Option("--in-process/--child-process", help="Where engine and trainer run (default: here on a CPU).")
-]
-Lora = Annotated[int | None, typer.Option("--lora", metavar="RANK", min=1, help="Train LoRA adapters of this rank.")]
-Prepare = Annotated[
-    bool, typer.Option("--prepare", help="Where the tags of tool calls were never trained, mend them in a copy of the model.")
-]
 WarmStart = Annotated[
     int | None,
     typer.Option("--warm-start", min=1, metavar="N", help="First learn from so many demonstrations (see art-mcp sft)."),
@@ -54,24 +47,24 @@ def command(
     option: o.EnvironmentOptions = None,
     model: o.ModelName = "tiny",
     config: o.ConfigFile = "config.json",
-    name: Annotated[str | None, typer.Option("--name", help="The run's folder under runs/ (default: the time).")] = None,
+    name: o.RunName = None,
     resume: RunOrNone = None,
     steps: Annotated[int | None, typer.Option("--steps", min=0, help="Training steps in all.")] = None,
     seconds: Annotated[float | None, typer.Option("--seconds", min=0, help="Training time in all, evaluation apart.")] = None,
     groups: Annotated[int, typer.Option("--groups", min=1, help="Scenarios in a step.")] = 16,
     rollouts: Annotated[int, typer.Option("--rollouts", min=2, help="Rollouts of each scenario.")] = 8,
     learning_rate: LearningRate = None,
-    lora: Lora = None,
+    lora: o.Lora = None,
     warm_start: WarmStart = None,
     curriculum: Curriculum = False,
-    prepare: Prepare = False,
+    prepare: o.Prepare = False,
     control: Control = "none",
-    eval_n: Annotated[int, typer.Option("--eval-n", min=0, help="Held-out scenarios before and after (0: none).")] = 1000,
-    save_every: Annotated[int, typer.Option("--save-every", min=0, help="Steps between checkpoints.")] = 50,
-    keep: Annotated[int, typer.Option("--keep", min=0, help="Checkpoints to keep (0: all).")] = 3,
+    eval_n: o.EvalN = 1000,
+    save_every: o.SaveEvery = 50,
+    keep: o.Keep = 3,
     seed: o.Seed = 0,
     deterministic: o.Deterministic = False,
-    in_process: InProcess = None,
+    in_process: o.InProcess = None,
     lenient: o.Lenient = False,
     engine: o.Engine = None,
     engine_python: o.EnginePython = None,
@@ -102,18 +95,14 @@ def asked_for(given: Mapping[str, Any], *, limits: Mapping[str, Any]) -> Trainin
     from art_mcp.agent.imitation import Lessons
     from art_mcp.agent.loop import Plan
     from art_mcp.types import TrainConfig
-    from art_mcp.wiring.stage import Setting
     from art_mcp.wiring.training import Training
 
-    names = ("environment", "model", "lora", "config", "seed", "deterministic", "in_process", "lenient", "trainer")
-    parsed = {"options": o.parse_options(given["option"]), **o.engine_settings(given)}
-    setting = Setting(**parsed, **{name: given[name] for name in names})
     shape = {name: given[name] for name in ("groups", "rollouts", "save_every", "seed")}
     plan = Plan(**shape, **limits, draw="solved" if given["curriculum"] else "uniform")
     config = TrainConfig(learning_rate=given["learning_rate"], control=given["control"], seed=given["seed"])
     lessons = Lessons(given["warm_start"]) if given["warm_start"] else None
     more = {name: given[name] for name in ("eval_n", "keep", "prepare")}
-    return Training(setting, plan, config, **more, warm_start=lessons)
+    return Training(o.setting_of(given), plan, config, **more, warm_start=lessons)
 
 
 def refuse_others(context: typer.Context) -> None:

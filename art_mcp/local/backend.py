@@ -16,10 +16,10 @@ import torch
 
 from art_mcp.core.samples import make_samples
 from art_mcp.errors import ConfigError, ModelError
-from art_mcp.local.models import load_dialect
+from art_mcp.local.models import adapter_base, load_dialect
 from art_mcp.local.remote import RemoteWorker
-from art_mcp.local.served import ServedWorker, open_served
-from art_mcp.local.unsloth_trainer import adapter_of, refuse_unsloth
+from art_mcp.local.served import ServedWorker, Trains, open_served
+from art_mcp.local.unsloth_trainer import refuse_unsloth
 from art_mcp.local.worker import Settings, Worker
 from art_mcp.ports import Dialect, Sampler, Trainable
 from art_mcp.sampling.vllm_args import VllmSettings
@@ -29,7 +29,7 @@ EngineName: TypeAlias = Literal["transformers", "vllm"]
 TrainerName: TypeAlias = Literal["torch", "unsloth"]
 
 
-class AnyWorker(Sampler, Protocol):
+class AnyWorker(Sampler, Trains, Protocol):
     """A Worker, here or in a child process, or one whose samples come from vLLM."""
 
     @property
@@ -37,16 +37,6 @@ class AnyWorker(Sampler, Protocol):
 
     @property
     def step(self) -> int: ...
-
-    async def train(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]: ...
-
-    async def imitate(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]: ...
-
-    async def reset_optimizer(self) -> None: ...
-
-    async def save(self, folder: Path) -> None: ...
-
-    async def close(self) -> None: ...
 
 
 class LocalBackend:
@@ -141,7 +131,7 @@ class LocalBackend:
         """Unsloth has no engine of its own, so without vLLM there is nobody to sample from what it trains."""
         if self._trainer is not None:
             return self._trainer
-        adapters = spec.lora is not None or adapter_of(spec) is not None
+        adapters = spec.lora is not None or adapter_base(spec.source) is not None
         possible = torch.cuda.is_available() and not self.in_process and is_installed("unsloth")
         return "unsloth" if possible and adapters and self._engine_of(spec) == "vllm" else "torch"
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from art_mcp.errors import ModelError
 from art_mcp.local.checkpoints import written_aside
-from art_mcp.local.models import base_of, hash_weights, load_model, load_tokenizer, model_source
+from art_mcp.local.models import adapter_base, hash_weights, load_model, load_tokenizer, model_source
 from art_mcp.local.prepare import RECORD, read_record
 from art_mcp.sampling.tokenizer import BackendTokenizer
 from art_mcp.types import ModelSpec
@@ -48,13 +48,13 @@ def export(source: str, out: Path, *, adapter: bool, dtype: str | None) -> Expor
     should.
     """
     place = Path(model_source(source))
-    settings = place / "adapter_config.json"
-    if adapter and not settings.is_file():
+    adapted = adapter_base(source) is not None
+    if adapter and not adapted:
         raise ModelError(f"{source} holds all weights, and no adapter: leave out --adapter")
     if out.exists():
         raise ModelError(f"{out} exists already: choose another folder to export to")
-    base = base_of(settings) if settings.is_file() else source
-    kind: Literal["adapter", "merged", "full"] = "adapter" if adapter else "merged" if settings.is_file() else "full"
+    base = adapter_base(source) or source
+    kind: Literal["adapter", "merged", "full"] = "adapter" if adapter else "merged" if adapted else "full"
     trained = load_model(ModelSpec(source=source, dtype="float32"))
     tokens = BackendTokenizer(trained.tokenizer).encode(TEXT)
     wanted = logits_of(trained.model, tokens)

@@ -60,7 +60,7 @@ def dtype_of(spec: ModelSpec, device: torch.device = CPU) -> torch.dtype:
     """The precision of the model's weights on `device`."""
     if spec.dtype != "auto":
         return DTYPES[spec.dtype]
-    adapters = spec.lora is not None or (Path(model_source(spec.source)) / "adapter_config.json").is_file()
+    adapters = spec.lora is not None or adapter_base(spec.source) is not None
     return torch.bfloat16 if adapters and device.type == "cuda" else torch.float32
 
 
@@ -71,11 +71,10 @@ def load_model(spec: ModelSpec, device: torch.device = CPU) -> Loaded:
     """
     source = model_source(spec.source)
     tokenizer = load_tokenizer(source)
-    adapter = Path(source) / "adapter_config.json"
+    base = base_of(source)
     with boundary(ModelError, f"loading {spec.source}", *UNREADABLE):
-        base = base_of(adapter) if adapter.is_file() else source
         model = load_weights(base, dtype_of(spec, device))
-        if adapter.is_file():
+        if base != source:
             model = load_adapter(model, source)
         elif spec.lora is not None:
             model = add_lora(model, spec.lora, seed=spec.seed)
@@ -149,8 +148,18 @@ def check_hub(source: str) -> None:
         cached_file(source, "config.json")
 
 
-def base_of(adapter: Path) -> str:
-    return model_source(str(json.loads(adapter.read_text())["base_model_name_or_path"]))
+def adapter_base(source: str) -> str | None:
+    """The model under the adapter that `source` is; None where it is none. Raises ModelError where its settings are broken."""
+    path = Path(model_source(source)) / "adapter_config.json"
+    if not path.is_file():
+        return None
+    with boundary(ModelError, f"reading {path}", OSError, ValueError, KeyError):
+        return model_source(str(json.loads(path.read_text())["base_model_name_or_path"]))
+
+
+def base_of(source: str) -> str:
+    """The folder or hub id with the weights of `source`, or of the model under it where it is an adapter."""
+    return adapter_base(source) or model_source(source)
 
 
 def template_source(tokenizer: Any) -> str:

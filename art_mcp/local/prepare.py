@@ -23,7 +23,7 @@ from art_mcp.core.bridging import ANSWER, PROBE, QUESTION
 from art_mcp.core.template import ChatTemplate
 from art_mcp.errors import ModelError, TemplateError, boundary
 from art_mcp.local.checkpoints import OPTIMIZER_FILE, STATE_FILE, written_aside
-from art_mcp.local.models import base_of, check_source, hash_weights, load_tokenizer, make_template, model_source
+from art_mcp.local.models import adapter_base, base_of, check_source, hash_weights, load_tokenizer, make_template, model_source
 from art_mcp.local.rows import Matrix, token_matrices
 from art_mcp.sampling.tokenizer import BackendTokenizer
 from art_mcp.types import Message
@@ -74,9 +74,8 @@ def find_untrained(folder: Path, tokenizer: Any) -> list[Untrained]:
 
 def weights_folder(source: str) -> Path:
     """Where the base weights of `source` lie: a folder, an adapter's base, or what is here of a model of the hub."""
-    place = model_source(source)
-    adapter = Path(place) / "adapter_config.json"
-    return weights_folder(base_of(adapter)) if adapter.is_file() else local_folder(place)
+    base = adapter_base(source)
+    return weights_folder(base) if base else local_folder(model_source(source))
 
 
 def local_folder(place: str) -> Path:
@@ -146,8 +145,8 @@ def prepare(source: str, out: Path) -> dict[str, Any]:
     Raises ModelError where nothing needs mending, for an adapter, and where `out` is there already.
     """
     place = model_source(source)
-    if (Path(place) / "adapter_config.json").is_file():
-        base = base_of(Path(place) / "adapter_config.json")
+    base = adapter_base(source)
+    if base is not None:
         raise ModelError(f"{source} is an adapter: prepare its base {base}, and train anew on that")
     if out.exists():
         raise ModelError(f"{out} exists already: choose another place for the copy")
@@ -203,8 +202,7 @@ def mend(matrix: Matrix, pieces: dict[int, list[int]], *, usual: Sequence[int]) 
 
 def read_record(source: str) -> dict[str, Any] | None:
     """What was changed in the model of `source`, or in the base of an adapter, to prepare it; None where nothing was."""
-    adapter = Path(model_source(source)) / "adapter_config.json"
-    path = Path(base_of(adapter) if adapter.is_file() else model_source(source)) / RECORD
+    path = Path(base_of(source)) / RECORD
     if not path.is_file():
         return None
     with boundary(ModelError, f"reading {path}", OSError, ValueError):

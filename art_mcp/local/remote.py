@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -55,11 +55,10 @@ class RemoteWorker:
         self._ended = ""
         for work in (self._write, self._read):
             threading.Thread(target=work, name="art-mcp-worker-pipe", daemon=True).start()
-        try:
+        with ExitStack() as unfinished:
+            unfinished.callback(self._outbox.put, None)
             started = self._send("start", name=name, spec=asdict(spec), settings=asdict(settings))[1].result()
-        except BaseException:
-            self._outbox.put(None)
-            raise
+            unfinished.pop_all()
         self.facts: dict[str, Any] = started["facts"]
         self.context_length: int = started["context_length"]
         self.step: int = started["step"]

@@ -5,22 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
 from typing import Any, Protocol
 
-from art_mcp.local.models import base_of, model_source
+from art_mcp.local.models import base_of
 from art_mcp.sampling.vllm_args import Served, VllmSettings
 from art_mcp.sampling.vllm_engine import VllmEngine
 from art_mcp.types import Completion, ModelSpec, Policy, Sample, SamplingParams, TrainConfig
 
 
-class Learner(Protocol):
-    """What trains: a Worker or a RemoteWorker, of which nothing is sampled."""
-
-    facts: dict[str, Any]
-    step: int
+class Trains(Protocol):
+    """What a worker of any kind does beside sampling."""
 
     async def train(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]: ...
 
@@ -30,9 +28,16 @@ class Learner(Protocol):
 
     async def save(self, folder: Path) -> None: ...
 
-    async def write_weights(self, folder: Path) -> None: ...
-
     async def close(self) -> None: ...
+
+
+class Learner(Trains, Protocol):
+    """What trains: a Worker or a RemoteWorker, of which nothing is sampled."""
+
+    facts: dict[str, Any]
+    step: int
+
+    async def write_weights(self, folder: Path) -> None: ...
 
 
 class LearnOnce(Protocol):
@@ -104,14 +109,13 @@ async def open_served(name: str, spec: ModelSpec, learner: Learner, settings: Vl
     closed, when the server does not start."""
     lora = learner.facts["lora"]
     rank = None if lora is None else int(lora["rank"])
-    served = Served(name, base_of_spec(spec), dtype=str(learner.facts["dtype"]), lora_rank=rank)
+    served = Served(name, base_of(spec.source), dtype=str(learner.facts["dtype"]), lora_rank=rank)
     versions = TemporaryDirectory(prefix="art-mcp-versions-", ignore_cleanup_errors=True)
     worker = ServedWorker(VllmEngine(served, settings), learner, versions)
-    try:
+    async with AsyncExitStack() as unfinished:
+        unfinished.push_async_callback(worker.close)
         await worker.engine.start(learner.step, await write_version(learner, versions))
-    except BaseException:
-        await worker.close()
-        raise
+        unfinished.pop_all()
     return worker
 
 
@@ -120,9 +124,3 @@ async def write_version(learner: Learner, versions: TemporaryDirectory[str]) -> 
     folder = Path(versions.name) / f"{learner.step}-{os.urandom(4).hex()}"
     await learner.write_weights(folder)
     return folder
-
-
-def base_of_spec(spec: ModelSpec) -> str:
-    """The folder or hub id with the weights under the adapter, where `spec.source` is one; else itself."""
-    adapter = Path(model_source(spec.source)) / "adapter_config.json"
-    return base_of(adapter) if adapter.is_file() else model_source(spec.source)

@@ -31,6 +31,14 @@ LARGE_MODEL = 10_000_000
 """Parameters from which full training takes the smaller default learning rate."""
 
 
+def imitation_rate(*, lora: bool, parameters: int) -> float:
+    """The highest learning rate of a supervised start, where none is given: 2e-4 for LoRA, 1e-3 for models under 10 M
+    parameters, 2e-5 for the full weights of larger ones."""
+    if lora:
+        return 2e-4
+    return 1e-3 if parameters < LARGE_MODEL else 2e-5
+
+
 @dataclass(frozen=True, slots=True)
 class Scores:
     """Flat over the trainable tokens of a micro-batch: log probabilities, entropies, and each token's row."""
@@ -43,10 +51,10 @@ class Scores:
 class TorchTrainer:
     """`model` is a transformers causal LM or a peft model around one; its trainable parameters are what moves."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, decoder: Decoder | None = None) -> None:
         self.model = model
         self.device: torch.device = next(model.parameters()).device
-        self.decoder = make_decoder(model)
+        self.decoder = decoder or make_decoder(model)
         if isinstance(self.decoder, LeanDecoder):
             parameters = sum(parameter.numel() for parameter in model.parameters())
             self.decoder.checkpoints = self.device.type == "cuda" and parameters > RECOMPUTED_MODEL

@@ -17,7 +17,16 @@ import torch
 from torch import Tensor
 
 from art_mcp.errors import ModelError, TrainError, boundary
-from art_mcp.local.models import UNREADABLE, Loaded, base_of, describe_model, dtype_of, load_tokenizer, model_source
+from art_mcp.local.models import (
+    UNREADABLE,
+    Loaded,
+    adapter_base,
+    base_of,
+    describe_model,
+    dtype_of,
+    load_tokenizer,
+    model_source,
+)
 from art_mcp.local.packing import Row
 from art_mcp.local.torch_trainer import Scores, TorchTrainer, chosen_log_probs
 from art_mcp.local.unsloth_names import predict_replacement
@@ -50,16 +59,10 @@ def refuse_unsloth(spec: ModelSpec, *, in_process: bool) -> None:
         reason = 'Unsloth needs a GPU and there is none here: trainer="torch"'
     elif spec.dtype == "float64":
         reason = 'Unsloth computes in bfloat16 or float32, not in float64: trainer="torch"'
-    elif spec.lora is None and adapter_of(spec) is None:
+    elif spec.lora is None and adapter_base(spec.source) is None:
         reason = 'Unsloth trains LoRA here, not all weights: give a LoRA rank, or trainer="torch"'
     if reason:
         raise ModelError(reason)
-
-
-def adapter_of(spec: ModelSpec) -> Path | None:
-    """The adapter_config.json of a source that is an adapter's folder."""
-    path = Path(model_source(spec.source)) / "adapter_config.json"
-    return path if path.is_file() else None
 
 
 def import_unsloth() -> Any:
@@ -86,8 +89,7 @@ def open_unsloth(spec: ModelSpec, *, load_in_4bit: bool = False, exact_model: bo
     """
     refuse_unsloth(spec, in_process=False)
     unsloth = import_unsloth()
-    source, adapter = model_source(spec.source), adapter_of(spec)
-    asked = base_of(adapter) if adapter else source
+    source, asked = model_source(spec.source), base_of(spec.source)
     expected = asked if exact_model else predict_replacement(asked, load_in_4bit=load_in_4bit)
     if expected != asked:
         LOG.warning("Unsloth loads %s in place of %s; exact_model=True refuses that", expected, asked)
@@ -106,7 +108,7 @@ def open_unsloth(spec: ModelSpec, *, load_in_4bit: bool = False, exact_model: bo
             random_state=spec.seed,
             on_model_resolved=resolved.append,
         )
-        if adapter is None and spec.lora is not None:
+        if asked == source and spec.lora is not None:
             rank, alpha = spec.lora.rank, spec.lora.alpha
             model = unsloth.FastLanguageModel.get_peft_model(
                 model, r=rank, lora_alpha=alpha, use_gradient_checkpointing=checkpointing, random_state=spec.seed
@@ -160,13 +162,8 @@ class UnslothTrainer(TorchTrainer):
     """
 
     def __init__(self, model: Any, *, packs: bool = False) -> None:
-        self.model = model
-        self.decoder: Decoder = TransformersDecoder(model.get_base_model())
-        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.dtype: torch.dtype = model.get_base_model().dtype
-        self.device: torch.device = self._parameters[0].device
-        self.optimizer = torch.optim.AdamW(self._parameters, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0)
-        self._adapters, self._reference = True, None
+        super().__init__(model, TransformersDecoder(model.get_base_model()))
+        self.dtype: torch.dtype = model.get_base_model().dtype  # its first parameter may be quantised
         self.layout: Layout = choose_layout(self.hidden, vocabulary=self.decoder.vocabulary, packs=packs)
 
     def step(self, samples: Sequence[Sample], config: TrainConfig, *, step: int) -> dict[str, float]:

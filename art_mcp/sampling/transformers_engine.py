@@ -17,6 +17,7 @@ import torch
 from art_mcp.errors import EngineError, describe
 from art_mcp.sampling.batch import Batch, Histories, Row, draw_uniforms
 from art_mcp.sampling.decoder import Decoder, Prefix, compute_prefix, on
+from art_mcp.sampling.room import room_for
 from art_mcp.types import Completion, Policy, SamplingParams, Span
 
 Result = TypeVar("Result")
@@ -104,9 +105,7 @@ class TransformersEngine:
     async def sample(
         self, token_ids: Sequence[int], *, params: SamplingParams, stop: frozenset[int], shared: int = 0
     ) -> Completion:
-        room = self._context - len(token_ids)
-        if room <= 0 or not token_ids:
-            raise EngineError(f"a prompt of {len(token_ids)} tokens does not fit a context of {self._context} tokens")
+        room = room_for(token_ids, self._context)
         if not 0 <= min(token_ids) <= max(token_ids) < self._decoder.vocabulary:
             raise EngineError(f"a prompt has a token outside the {self._decoder.vocabulary} of the model: another tokenizer?")
         limit = min(params.max_tokens, room)

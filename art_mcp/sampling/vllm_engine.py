@@ -15,6 +15,7 @@ from typing import Any
 import anyio
 
 from art_mcp.errors import EngineError
+from art_mcp.sampling.room import room_for
 from art_mcp.sampling.vllm_args import Served, VllmSettings
 from art_mcp.sampling.vllm_messages import ask_completion, complaint, read_completion
 from art_mcp.sampling.vllm_server import VllmServer, say
@@ -97,9 +98,7 @@ class VllmEngine:
     async def sample(
         self, token_ids: Sequence[int], *, params: SamplingParams, stop: frozenset[int], shared: int = 0
     ) -> Completion:
-        room = self._context - len(token_ids)
-        if room <= 0 or not token_ids:
-            raise EngineError(f"a prompt of {len(token_ids)} tokens does not fit a context of {self._context} tokens")
+        room = room_for(token_ids, self._context)
         version = await self._enter()
         name = str(version.policy) if self._adapters else self._served.name
         limited = replace(params, max_tokens=min(params.max_tokens, room))

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -80,8 +81,9 @@ class VllmServer:
         await asyncio.to_thread(self._launch, served)
         began = monotonic()
         told = False
-        try:
-            with anyio.fail_after(START_SECONDS):
+        async with AsyncExitStack() as unfinished:
+            unfinished.push_async_callback(self.end)
+            with anyio.move_on_after(START_SECONDS) as limit:
                 while not await self._answers(served.name):
                     if not self.alive:
                         raise await asyncio.to_thread(self._why_not)
@@ -89,12 +91,9 @@ class VllmServer:
                         told = True
                         self._tell(f"vLLM is starting, which takes a minute or two (its log: {self.log})")
                     await anyio.sleep(POLL_SECONDS)
-        except TimeoutError:
-            await self.end()
-            raise EngineError(f"vLLM did not answer within {START_SECONDS:.0f} s: {self.last_words()}") from None
-        except BaseException:
-            await self.end()
-            raise
+            if limit.cancelled_caught:
+                raise EngineError(f"vLLM did not answer within {START_SECONDS:.0f} s: {self.last_words()}")
+            unfinished.pop_all()
         if told:
             self._tell(f"vLLM answers after {monotonic() - began:.0f} s")
 

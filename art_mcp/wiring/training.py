@@ -24,7 +24,14 @@ from art_mcp.store.whole import replacing
 from art_mcp.types import TrainConfig
 from art_mcp.wiring.stage import RUNS, Setting, Stage, evaluate_stage, find_run, open_stage
 from art_mcp.wiring.tags import check_tags
-from art_mcp.wiring.warm import Both, find_demonstrations, keep_demonstrations, learn_by_example
+from art_mcp.wiring.warm import (
+    Both,
+    checkpoints_of,
+    find_demonstrations,
+    keep_demonstrations,
+    learn_by_example,
+    seconds_of,
+)
 
 RECORDED = ("art-mcp", "torch", "transformers", "peft", "mcp", "jinja2", "tokenizers", "numpy")
 
@@ -146,16 +153,18 @@ def status_kept(run: Run, stream: Any) -> Generator[None]:
     """Keeps the manifest's status: running, and where it does not end well, failed or stopped; then `stream` is told how the
     run goes on."""
     run.describe({"status": "running"})
+    status = "failed"
     try:
         yield
+        status = ""
     except (anyio.get_cancelled_exc_class(), KeyboardInterrupt):
         step = (run.checkpoints() or [0])[-1]
         stream.write(f"stopped after {step} steps; to go on: art-mcp train --resume {run.folder}\n")
-        leave(run, "stopped")
+        status = "stopped"
         raise
-    except BaseException:
-        leave(run, "failed")
-        raise
+    finally:
+        if status:
+            leave(run, status)
 
 
 def leave(run: Run, status: str) -> None:
@@ -167,15 +176,10 @@ async def train_stage(stage: Stage, training: Training, run: Run, *, stream: Any
     """Trains by reward; returns the seconds spent on training, those before a resume and of a warm start included."""
     from art_mcp.observe.console import ConsoleProgress
 
-    async def save(step: int) -> None:
-        await stage.backend.save(stage.model, str(run.checkpoint(step)))
-        run.prune(training.keep)
-
     plan, first = training.plan, await stage.model.get_step()
     if plan.steps is not None:
         plan = replace(plan, steps=plan.steps + run.manifest.get("warm_start", {}).get("steps", 0))
-    spent = float(run.read_metrics()[-1]["seconds_total"]) if first else 0.0
-    left = None if plan.seconds is None else max(0.0, plan.seconds - spent)
+    spent, left = seconds_of(run, first, plan.seconds)
     with ConsoleProgress(stream, label="training", first=first, steps=plan.steps, seconds=left) as console:
         recorder: Recorder = Both(run, console)
         return await train_loop(
@@ -185,7 +189,7 @@ async def train_stage(stage: Stage, training: Training, run: Run, *, stream: Any
             plan=plan,
             config=training.config,
             recorder=recorder,
-            save=save,
+            save=checkpoints_of(stage, run, keep=training.keep),
             progress=console,
             spent=spent,
             history=recalled(run.read_metrics()),

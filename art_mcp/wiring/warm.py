@@ -11,7 +11,7 @@ from art_mcp.agent.demonstrate import Demonstration, read_line, sample_of, show_
 from art_mcp.agent.evaluate import balanced
 from art_mcp.agent.group import gather_trajectory_groups
 from art_mcp.agent.imitation import Lessons, imitation_loop
-from art_mcp.agent.loop import Plan, pick
+from art_mcp.agent.loop import Plan, Save, pick
 from art_mcp.errors import ConfigError, RunError, TrainError, boundary
 from art_mcp.observe.console import ConsoleProgress, of
 from art_mcp.store.run import Run
@@ -49,27 +49,39 @@ class Both:
         self.console.metrics(step, values)
 
 
-async def learn_by_example(
-    stage: Stage, run: Run, *, lessons: Lessons, plan: Plan, config: TrainConfig, keep: int, stream: Any
-) -> dict[str, Any]:
-    """The supervised steps that are left, and a checkpoint whose optimizer begins anew; returns what the manifest says."""
-    from art_mcp.local.sft import default_rate, forget_optimizer
-
-    async def imitate(samples: Sequence[Sample], config: TrainConfig) -> Mapping[str, float]:
-        return await stage.backend.imitate(stage.model, samples, config=config)
+def checkpoints_of(stage: Stage, run: Run, *, keep: int) -> Save:
+    """Saves a step of `stage` among the run's checkpoints, of which the last `keep` stay."""
 
     async def save(step: int) -> None:
         await stage.backend.save(stage.model, str(run.checkpoint(step)))
         run.prune(keep)
 
+    return save
+
+
+def seconds_of(run: Run, first: int, most: float | None) -> tuple[float, float | None]:
+    """The seconds of training that a run which goes on at step `first` has spent, and how many of `most` are left."""
+    spent = float(run.read_metrics()[-1]["seconds_total"]) if first else 0.0
+    return spent, None if most is None else max(0.0, most - spent)
+
+
+async def learn_by_example(
+    stage: Stage, run: Run, *, lessons: Lessons, plan: Plan, config: TrainConfig, keep: int, stream: Any
+) -> dict[str, Any]:
+    """The supervised steps that are left, and a checkpoint whose optimizer begins anew; returns what the manifest says."""
+    from art_mcp.local.torch_trainer import imitation_rate
+
+    async def imitate(samples: Sequence[Sample], config: TrainConfig) -> Mapping[str, float]:
+        return await stage.backend.imitate(stage.model, samples, config=config)
+
+    save = checkpoints_of(stage, run, keep=keep)
     samples, facts = await find_samples(stage, run, lessons=lessons, plan=plan, stream=stream)
     model = stage.backend.facts(stage.model)
-    rate = default_rate(lora=bool(model["lora"]), parameters=model["parameters"])
+    rate = imitation_rate(lora=bool(model["lora"]), parameters=model["parameters"])
     rate = rate if lessons.learning_rate is None else lessons.learning_rate
     first, steps = await stage.model.get_step(), lessons.steps_for(len(samples))
     run.describe({"warm_start": {**facts, "steps": steps, "learning_rate": rate}})
-    spent = float(run.read_metrics()[-1]["seconds_total"]) if first else 0.0
-    left = None if lessons.seconds is None else max(0.0, lessons.seconds - spent)
+    spent, left = seconds_of(run, first, lessons.seconds)
     with LessonProgress(stream, label="warm start", first=first, steps=steps, seconds=left) as console:
         seconds = await imitation_loop(
             stage.model,
@@ -86,7 +98,7 @@ async def learn_by_example(
         )
     step = await stage.model.get_step()
     await stage.backend.reset_optimizer(stage.model)
-    forget_optimizer(run.checkpoint(step))
+    await save(step)
     return {**facts, "steps": step, "learning_rate": rate, "seconds": seconds, "optimizer_reset_at_step": step}
 
 

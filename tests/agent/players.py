@@ -19,7 +19,17 @@ from art_mcp.model import TrainableModel
 from art_mcp.sampling.scripted import ScriptedSampler
 from art_mcp.sampling.tokenizer import BackendTokenizer
 from art_mcp.tools import open_tools
-from art_mcp.types import Completion, ModelSpec, Policy, SamplingParams, Scenario, Span, Trajectory
+from art_mcp.types import (
+    Completion,
+    FailedRollout,
+    ModelSpec,
+    Policy,
+    SamplingParams,
+    Scenario,
+    ScoredTrajectory,
+    Span,
+    Trajectory,
+)
 
 USER = {"role": "user", "content": "Please."}
 
@@ -123,10 +133,12 @@ class Obedient:
     def __init__(self, step: int = 0) -> None:
         self.policy, self.context_length = Policy("obedient", step), 100_000
         self.in_flight = self.most = 0
+        self.temperatures: list[float] = []
 
     async def sample(
         self, token_ids: Sequence[int], *, params: SamplingParams, stop: frozenset[int], shared: int = 0
     ) -> Completion:
+        self.temperatures.append(params.temperature)
         self.in_flight += 1
         self.most = max(self.most, self.in_flight)
         for _ in range(3):
@@ -136,6 +148,16 @@ class Obedient:
         turns = told.partition("<|im_end|>")[0].split(" | ")
         turn = tokens(turns[told.count("<|im_start|>assistant") - 1])
         return Completion(Span(tuple(turn), (-0.5,) * len(turn), self.policy.step), stopped=True)
+
+
+class Watcher:
+    """A Progress that remembers."""
+
+    def __init__(self) -> None:
+        self.seen: list[ScoredTrajectory | FailedRollout] = []
+
+    def finished(self, outcome: ScoredTrajectory | FailedRollout) -> None:
+        self.seen.append(outcome)
 
 
 @dataclass

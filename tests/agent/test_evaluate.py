@@ -8,7 +8,7 @@ import pytest
 from art_mcp.agent.evaluate import balanced, evaluate, evaluation, wilson
 from art_mcp.errors import EnvironmentLoadError, RolloutError
 from art_mcp.types import Malformed, MalformedKind, Scenario, StopReason, ToolCall, ToolResult, ToolUse, Trajectory
-from tests.agent.players import Obedient, Playhouse, calls, desk_tools, environment, obedient, scenario
+from tests.agent.players import Obedient, Playhouse, Watcher, calls, desk_tools, environment, obedient, scenario
 
 pytestmark = pytest.mark.anyio
 
@@ -104,24 +104,13 @@ async def test_an_evaluation_plays_every_scenario_once_and_has_the_promised_keys
 
 
 async def test_an_evaluation_is_played_at_its_temperature_and_concurrency_and_watched():
-    asked, seen = [], []
-
-    class Noting(Obedient):
-        async def sample(self, token_ids, *, params, **options):
-            asked.append(params.temperature)
-            return await super().sample(token_ids, params=params, **options)
-
-    class Watcher:
-        def finished(self, outcome):
-            seen.append(outcome)
-
-    sampler = Noting()
+    sampler, watcher = Obedient(), Watcher()
     house = Playhouse(lambda: sampler)
     scenarios = [scenario("5", id=str(number)) for number in range(6)]
     await assess(*scenarios, n=6, house=house)
-    await assess(*scenarios, n=6, house=house, temperature=1.0, concurrency=2, progress=Watcher())
-    assert asked == [0.0] * 6 + [1.0] * 6
-    assert len(seen) == 6
+    await assess(*scenarios, n=6, house=house, temperature=1.0, concurrency=2, progress=watcher)
+    assert sampler.temperatures == [0.0] * 6 + [1.0] * 6
+    assert len(watcher.seen) == 6
     assert sampler.most == 6
     sampler.most = 0
     await assess(*scenarios, n=6, house=house, concurrency=2)

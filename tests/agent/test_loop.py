@@ -21,7 +21,7 @@ from art_mcp.types import (
     Trajectory,
     TrajectoryGroup,
 )
-from tests.agent.players import Obedient, Playhouse, desk_tools, environment, obedient, scenario
+from tests.agent.players import Obedient, Playhouse, Watcher, desk_tools, environment, obedient, scenario
 
 pytestmark = pytest.mark.anyio
 
@@ -92,23 +92,12 @@ async def test_a_step_is_rolled_out_trained_recorded_and_saved_in_this_order():
 
 
 async def test_rollouts_are_played_as_the_plan_and_the_config_say_and_are_watched():
-    asked, seen = [], []
-
-    class Noting(Obedient):
-        async def sample(self, token_ids, *, params, **options):
-            asked.append(params.temperature)
-            return await super().sample(token_ids, params=params, **options)
-
-    class Watcher:
-        def finished(self, outcome):
-            seen.append(outcome)
-
-    sampler = Noting()
+    sampler, watcher = Obedient(), Watcher()
     plan, config = Plan(steps=1, groups=2, rollouts=4, concurrency=3), TrainConfig(temperature=0.75)
-    await loop(plan, house=Playhouse(lambda: sampler), config=config, progress=Watcher())
-    assert asked == [0.75] * 8
+    await loop(plan, house=Playhouse(lambda: sampler), config=config, progress=watcher)
+    assert sampler.temperatures == [0.75] * 8
     assert sampler.most == 3
-    assert len(seen) == 8
+    assert len(watcher.seen) == 8
 
 
 async def test_the_seconds_of_a_step_are_those_of_its_rollouts_and_of_its_training():

@@ -1,7 +1,8 @@
 """The means of fuzzing: an example that does not end is ended, and a spoiled text is another one."""
 
 import re
-import time
+import subprocess
+import sys
 
 import pytest
 from fuzzing import EDITS, LONGEST, Hang, limited, spoil
@@ -17,7 +18,8 @@ def test_an_example_that_computes_without_end_is_ended():
 
 
 def test_an_example_that_waits_is_not_ended():
-    limited(lambda: time.sleep(0.1), seconds=0.05)()
+    other = [sys.executable, "-c", "sum(range(10**7))"]  # computes for longer than that
+    limited(lambda: subprocess.run(other, check=True), seconds=0.05)()
 
 
 @pytest.mark.parametrize(

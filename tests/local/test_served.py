@@ -11,7 +11,8 @@ from toys import draw_tokens, save_toy
 
 from art_mcp import LocalBackend, TrainableModel
 from art_mcp.errors import ConfigError, EngineError
-from art_mcp.local.served import base_of_spec, open_served
+from art_mcp.local.models import base_of
+from art_mcp.local.served import open_served
 from art_mcp.local.worker import Settings, Worker
 from art_mcp.sampling.vllm_args import VllmSettings
 from art_mcp.types import LoraSpec, ModelSpec, Sample, SamplingParams, TrainConfig
@@ -107,7 +108,7 @@ async def test_a_checkpoint_of_the_learner_is_served_on_its_base(python, toy, tm
     await learner.save(tmp_path / "saved")
     await learner.close()
     resumed = ModelSpec(source=str(tmp_path / "saved"), resume=True)
-    assert base_of_spec(resumed) == toy
+    assert base_of(resumed.source) == toy
     worker = await served(python, resumed)
     try:
         assert (worker.step, worker.policy.step) == (1, 1)

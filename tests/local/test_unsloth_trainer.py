@@ -12,10 +12,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from art_mcp.errors import ModelError
 from art_mcp.local.backend import LocalBackend
-from art_mcp.local.models import add_lora, load_model
+from art_mcp.local.models import adapter_base, add_lora, load_model
 from art_mcp.local.torch_trainer import TorchTrainer
 from art_mcp.local.unsloth_names import predict_replacement
-from art_mcp.local.unsloth_trainer import UnslothTrainer, adapter_of, import_unsloth, refuse_unsloth
+from art_mcp.local.unsloth_trainer import UnslothTrainer, import_unsloth, refuse_unsloth
 from art_mcp.types import LoraSpec, ModelSpec, Sample, TrainConfig
 
 LORA = ModelSpec(lora=LoraSpec())
@@ -176,6 +176,9 @@ def test_unsloth_is_not_imported_where_what_it_patches_is_loaded():
 
 
 def test_an_adapters_folder_brings_its_own_lora(tmp_path):
-    assert adapter_of(ModelSpec(source=str(tmp_path))) is None
+    assert adapter_base(str(tmp_path)) is None
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "some/model"}')
+    assert adapter_base(str(tmp_path)) == "some/model"
     (tmp_path / "adapter_config.json").write_text("{}")
-    assert adapter_of(ModelSpec(source=str(tmp_path))) == tmp_path / "adapter_config.json"
+    with pytest.raises(ModelError, match=r"reading .*adapter_config\.json"):
+        adapter_base(str(tmp_path))

@@ -14,7 +14,6 @@ from time import monotonic
 import anyio
 import psutil
 import pytest
-import torch
 
 from art_mcp.agent.loop import Plan
 from art_mcp.errors import ConfigError, EnvironmentLoadError, RunError
@@ -31,31 +30,17 @@ PLAN = Plan(steps=4, groups=2, rollouts=4, save_every=2)
 ASKED = training.Training(SETTING, PLAN, TrainConfig(learning_rate=1e-3), eval_n=2)
 MAIN = "from art_mcp.cli.main import main; main()"
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Sums over several threads are not the same to the last bit as over one, which is what a child process here has."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory):
+def straight(tmp_path_factory, one_thread):
     """A run of four steps that nothing disturbs."""
     folder = tmp_path_factory.mktemp("straight")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         report, _ = train(ASKED, "straight")
     return Run(folder / "runs" / "straight"), report
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    return tmp_path
 
 
 def train(asked, name):

@@ -26,30 +26,17 @@ LESSONS = Lessons(demonstrations=12, batch=4, learning_rate=1e-3)
 PLAN = Plan(steps=2, groups=2, rollouts=2, save_every=2)
 ASKED = training.Training(SETTING, PLAN, TrainConfig(learning_rate=1e-3), eval_n=0, keep=0, warm_start=LESSONS)
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Sums over several threads are not the same to the last bit as over one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory):
+def straight(tmp_path_factory, one_thread):
     """Three supervised steps, then two by reward, in one run that nothing disturbs."""
     folder = tmp_path_factory.mktemp("straight")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         report = train(replace(ASKED, eval_n=2), "straight")
     return Run(folder / "runs" / "straight"), report
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def train(asked, name):
