@@ -123,6 +123,11 @@ class Backend(Protocol):
 
     async def register(self, trainable: Trainable) -> None: ...
 
+    async def ready(self, trainable: Trainable) -> None:
+        """Returns when the model can be sampled from. An engine that died is started anew, which takes a minute or two: awaited
+        before a rollout begins, so that no rollout's time limit pays for it. Raises EngineError where it cannot be."""
+        ...
+
     async def train(
         self, trainable: Trainable, groups: Sequence[TrajectoryGroup], *, config: TrainConfig
     ) -> Mapping[str, float]:

@@ -23,6 +23,9 @@ class Shelf:
     async def register(self, trainable):
         self.asked.append(("register", trainable.name, trainable.spec))
 
+    async def ready(self, trainable):
+        self.asked.append(("ready", trainable.name))
+
     async def train(self, trainable, groups, *, config):
         self.asked.append(("train", list(groups), config))
         return {"loss": 0.5}
@@ -74,8 +77,9 @@ async def test_before_it_is_registered_a_model_says_what_to_do_first():
             ask()
     with pytest.raises(ModelError, match=told):
         await model.train([])
-    with pytest.raises(ModelError, match=told):
-        await model.get_step()
+    for ask in (model.get_step, model.ready):
+        with pytest.raises(ModelError, match=told):
+            await ask()
 
 
 async def test_a_registered_model_hands_everything_to_its_backend():
@@ -86,7 +90,9 @@ async def test_a_registered_model_hands_everything_to_its_backend():
     assert await model.train([]) == {"loss": 0.5}
     config = TrainConfig(learning_rate=1.0)
     await model.train([], config=config)
-    assert shelf.asked == [("register", "mine", model.spec), ("train", [], TrainConfig()), ("train", [], config)]
+    await model.ready()
+    asked = [("register", "mine", model.spec), ("train", [], TrainConfig()), ("train", [], config), ("ready", "mine")]
+    assert shelf.asked == asked
 
 
 async def test_a_model_whose_registration_failed_is_not_registered():

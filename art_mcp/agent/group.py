@@ -39,6 +39,7 @@ class Play:
     async def attempt(self, scenario: Scenario, number: int) -> ScoredTrajectory | FailedRollout:
         """One rollout, scored; or what the world did to it."""
         try:
+            await self.model.ready()
             trajectory = await rollout(
                 scenario,
                 sampler=self.model.sampler(),

@@ -37,9 +37,9 @@ app.command("inspect", help=inspector.HELP, epilog=inspector.EXAMPLE)(inspector.
 def options(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """What `art-mcp` does without a command."""
     if version:
-        from importlib.metadata import version as version_of
+        from art_mcp.store.versions import installed
 
-        o.write(f"art-mcp {version_of('art-mcp')}")
+        o.write(f"art-mcp {installed('art-mcp') or '(not installed)'}")
         raise typer.Exit
 
 

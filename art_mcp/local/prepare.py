@@ -10,7 +10,6 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from art_mcp.local.checkpoints import OPTIMIZER_FILE, STATE_FILE, written_aside
 from art_mcp.local.models import adapter_base, base_of, check_source, hash_weights, load_tokenizer, make_template, model_source
 from art_mcp.local.rows import Matrix, token_matrices
 from art_mcp.sampling.tokenizer import BackendTokenizer
+from art_mcp.store.versions import installed
 from art_mcp.types import Message
 
 RECORD = "art_mcp_prepared.json"
@@ -159,7 +159,7 @@ def prepare(source: str, out: Path) -> dict[str, Any]:
         raise ModelError(f"{source} needs no preparation: none of the tags that its template writes is untrained")
     pieces = {one.id: spell(tokenizer, one) for one in tags}
     record = {
-        "made_by": f"art-mcp {version('art-mcp')}",
+        "made_by": f"art-mcp {installed('art-mcp') or '(not installed)'}",
         "source": str(source),
         "source_sha256": hash_weights(str(folder)),
         "method": METHOD,

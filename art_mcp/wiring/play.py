@@ -42,6 +42,7 @@ async def play_one(setting: Setting, *, split: str, number: int, temperature: fl
             raise EnvironmentLoadError(
                 f"split {split!r} has {len(scenarios)} scenarios: --number is at most {len(scenarios) - 1}"
             )
+        await stage.model.ready()
         trajectory = await rollout(
             scenarios[number],
             sampler=stage.model.sampler(),

@@ -8,7 +8,6 @@ import platform
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from time import monotonic
 from typing import Any
 
@@ -20,6 +19,7 @@ from art_mcp.agent.loop import Plan, train_loop
 from art_mcp.errors import RunError, boundary
 from art_mcp.ports import Recorder
 from art_mcp.store.run import Run, new_run, refuse_name
+from art_mcp.store.versions import installed
 from art_mcp.store.whole import replacing
 from art_mcp.types import TrainConfig
 from art_mcp.wiring.stage import RUNS, Setting, Stage, evaluate_stage, find_run, open_stage
@@ -242,13 +242,6 @@ def describe_stage(stage: Stage) -> dict[str, Any]:
         "tool_schema_sha256": digest(json.dumps(tools, sort_keys=True)),
         "opening_sha256": digest(json.dumps([*shared, *rest])),
     }
-
-
-def installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:  # an extra that is not installed: the manifest says so
-        return None
 
 
 def digest(text: str) -> str:

@@ -172,6 +172,9 @@ class Playhouse:
     async def register(self, trainable: Any) -> None:
         pass
 
+    async def ready(self, trainable: Any) -> None:
+        pass
+
     async def train(self, trainable: Any, groups: Any, *, config: Any) -> Mapping[str, float]:
         self.trained.append(groups)
         self.step += 1

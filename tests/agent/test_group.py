@@ -1,5 +1,6 @@
 """Groups: order, one limit on what is in flight, and what a broken world does to whom."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import anyio
 import pytest
 
 from art_mcp.agent.group import gather_trajectory_groups
-from art_mcp.errors import EnvironmentLoadError, ToolServerError
+from art_mcp.errors import EngineError, EnvironmentLoadError, ToolServerError
 from art_mcp.tools import open_tools
 from art_mcp.types import FailedRollout, Limits, ScoredTrajectory, ServerSpec, StopReason, ToolCall
 from tests.agent.players import Obedient, Playhouse, calls, desk_tools, dialect, environment, obedient, said, scenario
@@ -74,6 +75,49 @@ async def test_the_limit_on_rollouts_in_flight_holds_over_all_groups(concurrency
     groups = await gather(scenarios, model=model, rollouts=2, concurrency=concurrency)
     assert sampler.most == most
     assert sum(len(group.trajectories) for group in groups) == 8
+
+
+async def test_no_rollouts_time_pays_for_an_engine_that_is_started_anew():
+    deadlines = []
+
+    class Reviving(Playhouse):
+        """Its engine has died: it can be sampled from once somebody waited until it is ready."""
+
+        sampling = False
+
+        async def ready(self, trainable):
+            deadlines.append(anyio.current_effective_deadline())
+            await anyio.lowlevel.checkpoint()
+            self.sampling = True
+
+    class Timed(Obedient):
+        async def sample(self, token_ids, **options):
+            assert house.sampling
+            assert anyio.current_effective_deadline() < math.inf
+            return await super().sample(token_ids, **options)
+
+    house = Reviving(Timed)
+    (group,) = await gather([scenario("5")], model=await obedient(house), rollouts=3)
+    assert [one.reward for one in group.trajectories] == [1.0] * 3
+    assert deadlines == [math.inf] * 3
+
+
+async def test_an_engine_that_cannot_be_started_fails_each_rollout_and_no_other_batch():
+    class Dead(Playhouse):
+        dead = True
+
+        async def ready(self, trainable):
+            if self.dead:
+                raise EngineError("these weights are broken")
+
+    house = Dead(Obedient)
+    model = await obedient(house)
+    (group,) = await gather([scenario("5")], model=model, rollouts=2)
+    assert [(failure.kind, failure.message) for failure in group.failures] == [("EngineError", "these weights are broken")] * 2
+    assert group.trajectories == ()
+    house.dead = False
+    (group,) = await gather([scenario("5")], model=model, rollouts=2)
+    assert group.failures == ()
 
 
 async def test_a_dead_server_fails_the_rollouts_that_need_it_and_no_others():

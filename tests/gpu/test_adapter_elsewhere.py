@@ -100,6 +100,9 @@ class OnPlainServer(TrainableModel[None]):
         self._plain, self._dialect = plain, load_dialect(self.spec)
         return self
 
+    async def ready(self):
+        pass
+
     def sampler(self):
         return self._plain
 

@@ -1,6 +1,10 @@
 """Untrained tags are found by their rows, and mended in a copy that differs in those rows alone."""
 
 import json
+import os
+import subprocess
+import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -184,6 +188,24 @@ def test_the_copy_is_a_model_that_loads_and_says_what_was_changed(tmp_path):
     assert read_record(str(tmp_path / "adapter")) == read_record(str(tmp_path / "copy"))
     assert read_record(str(folder)) is None
     assert untrained_tags(str(tmp_path / "adapter")) == []
+
+
+def test_on_pythonpath_alone_where_the_package_has_no_metadata_it_is_prepared_too(tmp_path):
+    folder = toy(tmp_path / "toy", tied=True, change=unused(INPUT))
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    for found in Path(sysconfig.get_path("purelib")).iterdir():
+        if not found.name.startswith("art_mcp"):
+            (packages / found.name).symlink_to(found)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), str(packages)])}
+
+    def art(*args):
+        command = [sys.executable, "-S", "-c", "from art_mcp.cli.main import main; main()", *args]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    assert art("--version") == "art-mcp (not installed)\n"
+    art("prepare", str(folder), str(tmp_path / "copy"))
+    assert read_record(str(tmp_path / "copy"))["made_by"] == "art-mcp (not installed)"
 
 
 def test_weights_in_several_files_are_mended_where_they_lie(tmp_path):
