@@ -7,6 +7,7 @@ import asyncio
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, TypeAlias
@@ -95,12 +96,11 @@ class LocalBackend:
         if trainable.name in self._workers:
             raise ModelError(f"a model named {trainable.name!r} is registered already: give this one another name")
         self._dialects[trainable.name] = await asyncio.to_thread(load_dialect, trainable.spec)
-        worker = await asyncio.to_thread(self._start, trainable.name, trainable.spec)
+        load = partial(self._start, trainable.name, trainable.spec)
         if self._engine_of(trainable.spec) == "vllm":
-            # after the trainer, so that what is free then is free
-            self._workers[trainable.name] = await open_served(trainable.name, trainable.spec, worker, self._vllm)
+            self._workers[trainable.name] = await open_served(trainable.name, trainable.spec, load, self._vllm)
         else:
-            self._workers[trainable.name] = worker
+            self._workers[trainable.name] = await asyncio.to_thread(load)
 
     def _start(self, name: str, spec: ModelSpec) -> Worker | RemoteWorker:
         settings = self._settings

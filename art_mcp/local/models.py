@@ -157,6 +157,16 @@ def adapter_base(source: str) -> str | None:
         return model_source(str(json.loads(path.read_text())["base_model_name_or_path"]))
 
 
+def adapter_lora(source: str) -> LoraSpec | None:
+    """Rank and alpha of the adapter that `source` is, None where it is none. Raises ModelError for broken settings."""
+    path = Path(model_source(source)) / "adapter_config.json"
+    if not path.is_file():
+        return None
+    with boundary(ModelError, f"reading {path}", OSError, ValueError, KeyError):
+        settings = json.loads(path.read_text())
+        return LoraSpec(rank=int(settings["r"]), alpha=int(settings["lora_alpha"]))
+
+
 def base_of(source: str) -> str:
     """The folder or hub id with the weights of `source`, or of the model under it where it is an adapter."""
     return adapter_base(source) or model_source(source)

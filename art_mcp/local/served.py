@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
 from typing import Any, Protocol
 
-from art_mcp.local.models import base_of
+import anyio
+import torch
+
+from art_mcp.local.models import adapter_lora, base_of, dtype_of
 from art_mcp.sampling.vllm_args import Served, VllmSettings
 from art_mcp.sampling.vllm_engine import VllmEngine
 from art_mcp.types import Completion, ModelSpec, Policy, Sample, SamplingParams, TrainConfig
@@ -104,19 +107,61 @@ class ServedWorker:
         return {**metrics, "seconds_publish": monotonic() - began}
 
 
-async def open_served(name: str, spec: ModelSpec, learner: Learner, settings: VllmSettings) -> ServedWorker:
-    """Starts vLLM with the learner's weights; with it the learner is the worker's to close. Raises EngineError, with both
-    closed, when the server does not start."""
-    lora = learner.facts["lora"]
-    rank = None if lora is None else int(lora["rank"])
-    served = Served(name, base_of(spec.source), dtype=str(learner.facts["dtype"]), lora_rank=rank)
+async def open_served(name: str, spec: ModelSpec, load: Callable[[], Learner], settings: VllmSettings) -> ServedWorker:
+    """Starts vLLM with the weights of the learner that `load` makes in a thread. Adapters are served on a base that is known
+    beforehand, so both start at the same time there. Raises what either raises, with both closed."""
     versions = TemporaryDirectory(prefix="art-mcp-versions-", ignore_cleanup_errors=True)
-    worker = ServedWorker(VllmEngine(served, settings), learner, versions)
     async with AsyncExitStack() as unfinished:
+        unfinished.callback(versions.cleanup)
+        ahead = served_ahead(name, spec)
+        engine = None if ahead is None else VllmEngine(ahead, settings)
+        if engine is not None:
+            unfinished.push_async_callback(engine.close)
+            engine.begin()
+        learner = await to_thread_whole(load)
+        served = served_of(name, spec, learner)
+        if engine is None or served != ahead:
+            # what was loaded is not what was foreseen
+            if engine is not None:
+                await engine.close()
+            engine = VllmEngine(served, settings)
+        worker = ServedWorker(engine, learner, versions)
+        unfinished.pop_all()
         unfinished.push_async_callback(worker.close)
         await worker.engine.start(learner.step, await write_version(learner, versions))
         unfinished.pop_all()
     return worker
+
+
+async def to_thread_whole(load: Callable[[], Learner]) -> Learner:
+    """What `load` makes in a thread, which a cancellation does not interrupt: it is closed once it is there."""
+    loading = asyncio.ensure_future(asyncio.to_thread(load))
+    try:
+        return await asyncio.shield(loading)
+    except asyncio.CancelledError:
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait([loading])
+            if loading.exception() is None:
+                await loading.result().close()
+        raise
+
+
+def served_ahead(name: str, spec: ModelSpec) -> Served | None:
+    """What will be served of `spec`, as far as its adapters say before anything is loaded; None for full weights, whose first
+    version is the learner's to write."""
+    adapters = adapter_lora(spec.source)
+    lora = spec.lora if adapters is None else adapters
+    if lora is None:
+        return None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = str(dtype_of(spec, device)).removeprefix("torch.")
+    return Served(name, base_of(spec.source), dtype=dtype, lora_rank=lora.rank)
+
+
+def served_of(name: str, spec: ModelSpec, learner: Learner) -> Served:
+    lora = learner.facts["lora"]
+    rank = None if lora is None else int(lora["rank"])
+    return Served(name, base_of(spec.source), dtype=str(learner.facts["dtype"]), lora_rank=rank)
 
 
 async def write_version(learner: Learner, versions: TemporaryDirectory[str]) -> Path:

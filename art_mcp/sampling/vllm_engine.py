@@ -51,6 +51,7 @@ class VllmEngine:
         self._version: Version | None = None
         self._older: set[Version] = set()
         self._loaded: set[Version] = set()
+        self._booting: asyncio.Task[None] | None = None
         self._starting: asyncio.Task[None] | None = None
         self._doubtful = self._closed = False
         self._open = asyncio.Event()
@@ -72,10 +73,18 @@ class VllmEngine:
     def context_length(self) -> int:
         return self._context
 
+    def begin(self) -> None:
+        """Starts the server before there are adapters to publish; `start` waits for it and raises what it raised."""
+        self._booting = asyncio.create_task(self._boot(self._served))
+        self._booting.add_done_callback(lambda task: task.cancelled() or task.exception())
+
     async def start(self, step: int, folder: Path) -> None:
-        """Starts the server with the weights of `step` from `folder` (an adapter, or a whole model), which is then the
-        engine's to remove."""
+        """Starts the server, where it has not begun, with the weights of `step` from `folder` (an adapter, or a whole model),
+        which is then the engine's to remove."""
         self._version = Version(Policy(self._served.name, step), folder)
+        if self._booting is not None:
+            await self._booting
+            self._doubtful = True  # it has no adapter yet
         await self.ready()
 
     async def ready(self) -> None:
@@ -131,9 +140,10 @@ class VllmEngine:
     async def close(self) -> None:
         """Ends the server; requests in flight fail with EngineError. Folders of versions are left to their owner."""
         self._closed = True
-        if self._starting is not None:
-            self._starting.cancel()
-            await asyncio.wait([self._starting])
+        for task in (self._booting, self._starting):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
         await self.server.close()
 
     async def _post(self, path: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -245,13 +255,16 @@ class VllmEngine:
             await self.server.end()
             self._loaded.clear()
             version = self.version
-            await self.server.start(self._served if self._adapters else replace(self._served, model=str(version.folder)))
-            await self._look()
+            await self._boot(self._served if self._adapters else replace(self._served, model=str(version.folder)))
             if not self._adapters:
                 self._loaded.add(version)
         self._doubtful = False
         while self.version not in self._loaded:
             await (self._load if self._adapters else self._overwrite)(self.version)
+
+    async def _boot(self, served: Served) -> None:
+        await self.server.start(served)
+        await self._look()
 
     async def _look(self) -> None:
         """What the server says of itself."""

@@ -10,7 +10,7 @@ import pytest
 from toys import draw_tokens, save_toy
 
 from art_mcp import LocalBackend, TrainableModel
-from art_mcp.errors import ConfigError, EngineError
+from art_mcp.errors import ConfigError, EngineError, ModelError
 from art_mcp.local.models import base_of
 from art_mcp.local.served import open_served
 from art_mcp.local.worker import Settings, Worker
@@ -41,8 +41,36 @@ def toy(tmp_path_factory):
 
 
 async def served(python, spec):
-    learner = Worker("toy", spec, Settings(threads=1))
-    return await open_served("toy", spec, learner, VllmSettings(python))
+    return await open_served("toy", spec, lambda: Worker("toy", spec, Settings(threads=1)), VllmSettings(python))
+
+
+def servers():
+    return [child for child in psutil.Process().children(recursive=True) if str(FAKE) in child.cmdline()]
+
+
+async def test_the_server_starts_while_the_learner_is_still_loading_its_adapters(python, toy):
+    spec = ModelSpec(source=toy, lora=LoraSpec(rank=4))
+
+    def load():
+        while not servers():
+            pass  # until the test's timeout, were the server to wait for the learner
+        return Worker("toy", spec, Settings(threads=1))
+
+    worker = await open_served("toy", spec, load, VllmSettings(python))
+    assert (await draw(worker)).span.policy_version == 0
+    await worker.close()
+    assert not servers()
+
+
+async def test_a_learner_that_cannot_be_loaded_takes_the_server_with_it(python, toy, tmp_path):
+    spec = ModelSpec(source=toy, lora=LoraSpec(rank=4))
+
+    def load():
+        raise ModelError("no such model")
+
+    with pytest.raises(ModelError, match="no such model"):
+        await open_served("toy", spec, load, VllmSettings(python))
+    assert not servers()
 
 
 async def told(worker):
