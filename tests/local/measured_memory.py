@@ -1,7 +1,7 @@
-"""Measures what `local.doctor_memory` estimates: a real worker loads a model, samples and trains, in a process of its own.
+"""Measures what `local.doctor_memory` reckons: a real worker loads a model, samples and trains, in a process of its own.
 
 Started as a program; prints one JSON object: MiB above what the libraries take, for each phase. The libraries' own share is
-the process after the same work with a model of a few thousand parameters.
+the process's after the same work with a model of a few thousand parameters.
 """
 
 import asyncio
@@ -12,7 +12,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
 from toys import save_toy
 
 from art_mcp.local.worker import Settings, Worker
@@ -26,9 +25,13 @@ def memory(name):
     return next(int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith(name)) / 1024
 
 
+def forget_peak():
+    CLEAR.write_text("5")
+
+
 async def peak(work):
     """The highest memory while `work` is done, and what it gives."""
-    CLEAR.write_text("5")
+    forget_peak()
     result = await work
     return memory("VmHWM"), result
 
@@ -60,12 +63,12 @@ async def play(worker, load, *, vocabulary, seed=0):
     return await asyncio.gather(*(rollout(number) for number in range(load["groups"] * load["rollouts"])))
 
 
-async def work(spec, load_, *, vocabulary):
+async def work(spec, conversations, *, vocabulary):
     """The peaks of loading, and of sampling and training twice."""
     first, worker = await peak(load(spec))
     peaks = {"loading": first}
     for step in range(2):
-        sampling, samples = await peak(play(worker, load_, vocabulary=vocabulary, seed=step))
+        sampling, samples = await peak(play(worker, conversations, vocabulary=vocabulary, seed=step))
         training, _ = await peak(worker.train(samples, TrainConfig()))
         peaks["sampling"] = max(sampling, peaks.get("sampling", 0))
         peaks["training"] = max(training, peaks.get("training", 0))
