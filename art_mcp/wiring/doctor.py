@@ -15,8 +15,9 @@ from art_mcp.types import Message, ModelSpec, Trajectory
 from art_mcp.wiring.stage import find_model
 
 if TYPE_CHECKING:
-    from art_mcp.local.doctor_memory import Estimate, Load, Shape
+    from art_mcp.local.doctor_memory import Estimate, Load
     from art_mcp.local.doctor_model import Patient
+    from art_mcp.local.shape import Shape
     from art_mcp.ports import Dialect, Toolbox
 
 RANK = 16
@@ -167,9 +168,10 @@ async def measure_conversations(visit: Visit, environment: Environment, dialect:
 def find_memory(visit: Visit, patient: Patient, load: Load | None) -> Iterator[Finding]:
     """What sampling and training would take, of all weights and of adapters, beside what is free."""
     from art_mcp.local.doctor_machine import read_memory
-    from art_mcp.local.doctor_memory import Load, conversation_within, estimate, shape_of
+    from art_mcp.local.doctor_memory import Load, conversation_within, estimate
     from art_mcp.local.doctor_model import read_json
     from art_mcp.local.headers import count_parameters
+    from art_mcp.local.shape import shape_of
 
     config = read_json(patient.folder / "config.json")
     try:

@@ -16,18 +16,16 @@ from toys import save_toy
 from art_mcp.errors import ModelError
 from art_mcp.local import torch_trainer
 from art_mcp.local.doctor_memory import (
-    LEAN,
     Load,
     activations,
     conversation_within,
     estimate,
     kept_logits,
     planned,
-    reckon_parameters,
-    shape_of,
 )
 from art_mcp.local.headers import count_parameters
 from art_mcp.local.models import TINY, load_model
+from art_mcp.local.shape import LEAN, reckon_parameters, shape_of
 from art_mcp.sampling.decoder import LeanDecoder
 from art_mcp.types import LoraSpec, ModelSpec, Sample, TrainConfig
 
