@@ -18,6 +18,8 @@ from art_mcp.sampling.batch import PREFILL_CELLS, ROOM
 from art_mcp.sampling.transformers_engine import HISTORY_BYTES
 from art_mcp.types import Sample, TrainConfig
 
+BATCH = 128
+"""Conversations that the engine samples at once, `LocalBackend`'s `max_batch`."""
 LIBRARIES = 380 << 20
 """What Python, torch and transformers take once they have been used (measured, torch 2.13 for the CPU on Linux)."""
 
@@ -136,8 +138,12 @@ class MicroBatch:
 
 
 def planned(load: Load) -> list[MicroBatch]:
-    """The micro-batches of a step, as the trainer cuts them; no two conversations have a token in common after the question."""
-    prefix = load.shared - 1 if load.shared else 0
+    """The first micro-batches of a step (four and more, if there are as many), as the trainer cuts them; no two conversations
+    have a token in common after the question."""
+    prefix, budget = load.shared - 1 if load.shared else 0, TrainConfig().micro_batch_tokens
+    enough = 4 * budget // load.own(load.turns) + 1
+    rollouts = min(load.rollouts, enough)
+    load = replace(load, rollouts=rollouts, groups=min(load.groups, enough // rollouts + 1))
     samples: list[Sample] = []
     for number in range(load.conversations):
         told = [-1] * load.shared + [number // load.rollouts] + [0] * (load.question - 1)
@@ -152,7 +158,7 @@ def planned(load: Load) -> list[MicroBatch]:
             prefix=prefix,
             trained=sum(sum(sample.trainable) for row in rows for sample in row.samples),
         )
-        for rows in micro_batches(plan_rows(samples, prefix), TrainConfig().micro_batch_tokens)
+        for rows in micro_batches(plan_rows(samples, prefix), budget)
     ]
 
 
@@ -214,7 +220,7 @@ def step_bytes(shape: Shape, batches: list[MicroBatch], *, gradients: int, lora:
 def sampling_bytes(shape: Shape, load: Load) -> int:
     """What the last turn takes beside the weights and what is kept: the rows' keys and values, which are copied when they grow
     or part, and five tables of probabilities; before that, one block of the new tokens."""
-    columns, rows = load.own(load.turns) + ROOM, load.conversations
+    columns, rows = load.own(load.turns) + ROOM, min(BATCH, load.conversations)
     buffer = rows * columns * shape.token_bytes
     tables = 5 * rows * shape.vocabulary * FLOAT
     new = load.question if load.turns == 1 else load.added + 1

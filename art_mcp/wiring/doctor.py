@@ -167,7 +167,7 @@ async def measure_conversations(visit: Visit, environment: Environment, dialect:
 
 def find_memory(visit: Visit, patient: Patient, load: Load | None) -> Iterator[Finding]:
     """What sampling and training would take, of all weights and of adapters, beside what is free."""
-    from art_mcp.local.doctor_machine import read_memory
+    from art_mcp.local.doctor_machine import ask_gpus, read_memory
     from art_mcp.local.doctor_memory import Load, conversation_within, estimate
     from art_mcp.local.doctor_model import read_json
     from art_mcp.local.headers import count_parameters
@@ -188,8 +188,13 @@ def find_memory(visit: Visit, patient: Patient, load: Load | None) -> Iterator[F
     reckoned = {rank: estimate(shape, asked, lora=rank, file_bytes=file_bytes) for rank in ways}
     fits = [rank for rank, one in reckoned.items() if one.process <= usable]
     yield ok("batch", told_load(asked), parameters=shape.parameters, exact=shape.exact)
+    if ask_gpus():
+        yield warning(
+            "memory needed", "on a GPU it is not reckoned yet; on the CPU it would be:", "try a small batch, and watch it"
+        )
     for rank, one in reckoned.items():
-        yield judge(shape, one, rank=rank, usable=usable, others=[other for other in fits if other != rank])
+        found = judge(shape, one, rank=rank, usable=usable, others=[other for other in fits if other != rank])
+        yield replace(found, level="warning") if found.level == "problem" and ask_gpus() else found
 
 
 def told_load(load: Load) -> str:

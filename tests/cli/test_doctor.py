@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -52,11 +53,14 @@ def test_what_is_wrong_is_told_with_its_remedy_and_exit_code_1(project, art):
     assert "→ look at it alone: art-mcp tools SERVER" in out
 
 
-def test_a_batch_that_does_not_fit_this_machine_is_a_problem(project, art):
-    code, out, _ = art("doctor", "tiny", "--rollouts", "1000", "--groups", "40", "--tokens", "2048", "--lora", "8", "--json")
+def test_a_model_that_no_machine_holds_is_a_problem(project, art):
+    shutil.copytree(ROOT / "art_mcp" / "tiny_policy", project / "huge")
+    settings = json.loads((project / "huge" / "config.json").read_text())
+    (project / "huge" / "config.json").write_text(json.dumps(settings | {"num_hidden_layers": 100_000}))
+    code, out, _ = art("doctor", "huge", "--lora", "8", "--json")
     found = {one["about"]: one for one in json.loads(out.splitlines()[-1])["findings"]}["LoRA 8"]
-    assert found["level"] == ("problem" if code else "ok")
-    assert found["facts"]["cache"] == 2**30
+    assert (code, found["level"]) == (1, "problem")
+    assert found["facts"]["cache"] == 2**30  # what the engine keeps at most
 
 
 @pytest.mark.parametrize(
