@@ -46,11 +46,11 @@ async def examine(visit: Visit, tell: Tell) -> AsyncIterator[Finding]:
     that lead nowhere, ConfigError for a broken config file."""
     environment = None if visit.environment is None else load_environment(visit.environment, **visit.options)
     source = None if visit.model is None else find_model(visit.model)
-    from art_mcp.local.doctor_machine import examine_machine
+    from art_mcp.local.doctor_machine import examine_machine, installed
 
     for finding in [*examine_machine(), find_node()]:
         yield finding
-    if source is None:
+    if source is None or not (installed("torch") and installed("transformers")):  # what is missing has been told
         return
     tell("loading torch and the tokenizer")
     from art_mcp.local.doctor_model import admit, examine_model
