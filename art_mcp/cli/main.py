@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from art_mcp.cli import call, check, evaluate, export, inspector, prepare, rollout, sft, tools, train
+from art_mcp.cli import call, check, doctor, evaluate, export, inspector, prepare, rollout, sft, tools, train
 from art_mcp.cli import options as o
 from art_mcp.errors import ArtMcpError, describe
 
@@ -26,6 +26,7 @@ app.command("sft", help=sft.HELP, epilog=sft.EXAMPLE)(sft.command)
 app.command("rollout", help=rollout.HELP, epilog=rollout.EXAMPLE)(rollout.command)
 app.command("eval", help=evaluate.HELP, epilog=evaluate.EXAMPLE)(evaluate.command)
 app.command("check", help=check.HELP, epilog=check.EXAMPLE)(check.command)
+app.command("doctor", help=doctor.HELP, epilog=doctor.EXAMPLE)(doctor.command)
 app.command("prepare", help=prepare.HELP, epilog=prepare.EXAMPLE)(prepare.command)
 app.command("export", help=export.HELP, epilog=export.EXAMPLE)(export.command)
 app.command("tools", help=tools.HELP, epilog=tools.EXAMPLE)(tools.command)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from art_mcp.errors import ModelError, boundary
+from art_mcp.local.headers import OUTPUTS, read_entries
 
 INPUTS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "tok_embeddings.weight")
-OUTPUTS = ("lm_head.weight", "embed_out.weight", "output.weight")
-"""What models call the matrices that have a row for each token."""
+"""What models call the matrix that has a row for each token; that for their output is `OUTPUTS`."""
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -65,13 +61,6 @@ def token_matrices(folder: Path) -> list[Matrix]:
 
 
 def read_header(file: Path) -> list[Matrix]:
-    """The matrices of a safetensors file whose numbers are plain (github.com/huggingface/safetensors: 8 bytes of length, a
-    JSON header, the data)."""
-    with boundary(ModelError, f"reading {file}", OSError, ValueError, struct.error), file.open("rb") as opened:
-        (length,) = struct.unpack("<Q", opened.read(8))
-        header: dict[str, Any] = json.loads(opened.read(length))
-    plain = {name: part for name, part in header.items() if part.get("dtype") in DTYPES and len(part["shape"]) == 2}
-    return [
-        Matrix(file, name, DTYPES[part["dtype"]], *map(int, part["shape"]), start=8 + length + int(part["data_offsets"][0]))
-        for name, part in plain.items()
-    ]
+    """The matrices of a safetensors file whose numbers are plain."""
+    plain = [entry for entry in read_entries(file) if entry.dtype in DTYPES and len(entry.shape) == 2]
+    return [Matrix(file, entry.name, DTYPES[entry.dtype], *entry.shape, start=entry.start) for entry in plain]

@@ -13,6 +13,8 @@ WORDS = {
     "environments": ("eval ", ["sums", "words"]),
     "environments by their beginning": ("train su", ["sums"]),
     "models": ("eval sums --model ", ["tiny", "first", "latest"]),
+    "models to examine": ("doctor fi", ["first"]),
+    "environments to examine in": ("doctor tiny su", ["sums"]),
     "runs": ("train --resume f", ["first"]),
     "servers": ("tools ", ["files", "words"]),
     "servers of another file": ("call --config other.json ", ["other"]),
