@@ -137,18 +137,11 @@ CHANGED = {
         }
     },
     "a call left out": {"spell": lambda message: rebuilt(message, tool_calls=rebuilt(message)["tool_calls"][:1])},
-    "another id": {
-        "spell": lambda message: {
-            **rebuilt(message),
-            "tool_calls": [{**call, "id": "x"} for call in rebuilt(message)["tool_calls"]],
-        }
+    "other ids": {
+        "spell": lambda message: rebuilt(message, tool_calls=[{**call, "id": "x"} for call in rebuilt(message)["tool_calls"]])
     },
     "an answer put into its mouth": {
-        "following": lambda message: [
-            *results(message),
-            {"role": "assistant", "content": "8"},
-            {"role": "user", "content": "So?"},
-        ]
+        "following": lambda message: [*results(message), {"role": "assistant", "content": "8"}, USER]
     },
     "a system message in the middle": {"following": lambda message: [*results(message), SYSTEM]},
 }

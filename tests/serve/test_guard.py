@@ -50,14 +50,18 @@ async def test_the_client_library_says_that_its_key_is_wrong():
             await client.with_options(api_key="wrong").chat.completions.create(model="told", messages=[USER])
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "127.0.0.1@evil.example", "a:b", ""])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "127.0.0.1@evil.example", "a:b", ""]
+)
 async def test_a_foreign_host_is_refused_on_every_route_token_or_not(host):
     for headers in ({"Host": host}, {"Host": host, "Authorization": "Bearer wrong"}):
         for answer in await knock(*[(method, path, {"headers": dict(headers)}) for method, path in ROUTES]):
             check_refused(answer, 421, "not")
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "https://evil.example:443", "null", "http://localhost.evil.example", "x"])
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "https://evil.example:443", "null", "http://localhost.evil.example", "x"]
+)
 async def test_a_foreign_origin_is_refused_on_every_route(origin):
     for answer in await knock(*[(method, path, {"headers": {"Origin": origin}}) for method, path in ROUTES]):
         check_refused(answer, 403, "may not ask")
