@@ -12,6 +12,7 @@ from openai import NotFoundError
 from art_mcp.agent.rollout import rollout
 from art_mcp.core.seeds import seed_of
 from art_mcp.environment import load_environment
+from art_mcp.errors import ConfigError
 from art_mcp.local.backend import LocalBackend
 from art_mcp.model import TrainableModel
 from art_mcp.serve.turn import Voice
@@ -99,6 +100,16 @@ async def test_an_agent_loop_written_the_usual_way_plays_as_our_own_runner_does(
             longest = max(longest, len(calls))
     assert longest >= 3
     assert malformed < len(scenarios) / 2
+
+
+def test_each_event_loop_gets_an_endpoint_of_its_own_and_without_one_there_is_none(model):
+    async def ask():
+        async with model.openai_client() as client:
+            return [entry.id async for entry in client.models.list()]
+
+    assert anyio.run(ask) == anyio.run(ask) == ["tiny", "tiny@0"]
+    with pytest.raises(ConfigError, match="inside a running event loop"):
+        model.openai_client()
 
 
 async def test_a_client_of_the_model_itself_follows_its_training_and_ends_with_its_backend():
