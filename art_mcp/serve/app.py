@@ -66,15 +66,14 @@ class Desk:
             scope.cancel()
 
     async def models(self, request: Request) -> Response:
-        entries = [entry for voice in self._voices.values() for entry in self._entries(voice)]
-        return JSONResponse({"object": "list", "data": entries})
+        return JSONResponse({"object": "list", "data": self._listed()})
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["model"]
         return JSONResponse(next(entry for entry in self._entries(self.voice(name)) if entry["id"] == name))
 
     async def openapi(self, request: Request) -> Response:
-        return JSONResponse(describe_api())
+        return JSONResponse(describe_api([entry["id"] for entry in self._listed()]))
 
     async def chat(self, request: Request) -> Response:
         asked = read_asked(await read_body(request, limit=self._body_limit))
@@ -106,6 +105,9 @@ class Desk:
     def _check_pinned(self, asked: Asked, answered: Answer) -> None:
         if asked.model not in (answered.policy.name, str(answered.policy)):
             raise stale(asked.model, str(answered.policy))
+
+    def _listed(self) -> list[dict[str, Any]]:
+        return [entry for voice in self._voices.values() for entry in self._entries(voice)]
 
     def _entries(self, voice: Voice) -> Iterator[dict[str, Any]]:
         """The model under its name, which is always the current policy, and under that policy's own."""
