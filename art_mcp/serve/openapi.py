@@ -33,7 +33,7 @@ def describe_api(models: Sequence[str]) -> dict[str, Any]:
             }
         ),
     }
-    models = {"responses": responses({"200": "the models"})}
+    listed = {"responses": responses({"200": "the models"})}
     model = {
         "parameters": [{"name": "model", "in": "path", "required": True, "schema": named}],
         "responses": responses({"200": "the model", "404": "no such model"}),
@@ -44,7 +44,7 @@ def describe_api(models: Sequence[str]) -> dict[str, Any]:
         "security": [{"key": []}],
         "components": {"schemas": schemas, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
         "paths": {
-            "/v1/models": {"get": models},
+            "/v1/models": {"get": listed},
             "/v1/models/{model}": {"get": model},
             "/v1/chat/completions": {"post": chat},
             "/openapi.json": {"get": {"responses": responses({"200": "this"})}},

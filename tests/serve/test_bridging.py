@@ -7,7 +7,7 @@ import pytest
 from art_mcp.serve.conversations import Conversations, Prompt
 from art_mcp.serve.messages import read_tools
 from tests.agent.players import calls, dialect, tokenizer, tokens
-from tests.serve.guests import LOOK, USER, Told, opened, voice_of
+from tests.serve.guests import LOOK, USER, Told, direct, voice_of
 
 pytestmark = pytest.mark.anyio
 
@@ -51,7 +51,7 @@ SPELLINGS = {
 async def converse(spell, *, turn=TURN, tools=(LOOK,), steps=(0,), following=results, opening=(SYSTEM, USER), again=None):
     """Two turns; what the second one was asked, and its answer."""
     told = Told([turn, "8"], steps=steps)
-    async with opened(voice_of(told)) as (client, _):
+    async with direct(voice_of(told)) as (client, _):
         first = await client.chat.completions.create(model="told", messages=list(opening), tools=list(tools))
         message = first.choices[0].message
         messages = [*(again or opening), spell(message), *following(message)]
@@ -112,7 +112,7 @@ async def test_a_conversation_goes_on_token_for_token_under_a_newer_policy():
 
 async def test_a_turn_that_was_cut_is_closed_and_goes_on():
     told = Told(["One, two, three.", "8"])
-    async with opened(voice_of(told)) as (client, _):
+    async with direct(voice_of(told)) as (client, _):
         first = await client.chat.completions.create(model="told", messages=[USER], stop=["thr"])
         message = first.choices[0].message
         messages = [USER, message, {"role": "user", "content": "Go on."}]
@@ -156,7 +156,7 @@ async def test_a_history_that_was_changed_is_rendered_afresh_and_says_so(change)
 
 async def test_other_tools_are_another_conversation():
     told = Told([TURN, "8"])
-    async with opened(voice_of(told)) as (client, _):
+    async with direct(voice_of(told)) as (client, _):
         first = await client.chat.completions.create(model="told", messages=[USER], tools=[LOOK])
         message = first.choices[0].message
         other = {**LOOK, "function": {**LOOK["function"], "description": "Sums."}}
@@ -170,7 +170,7 @@ async def test_rollouts_whose_texts_agree_and_whose_tokens_do_not_are_kept_apart
     usual = calls(("add", {"b": 3, "a": 2}))
     assert tokens(usual) != tokens(SPACED)
     told = Told([usual, SPACED, "8", "8"])
-    async with opened(voice_of(told)) as (client, _):
+    async with direct(voice_of(told)) as (client, _):
         both = await client.chat.completions.create(model="told", messages=[USER], tools=[LOOK], n=2)
         for choice, turn in zip(both.choices, (usual, SPACED), strict=True):
             messages = [USER, choice.message, *results(choice.message)]
