@@ -49,7 +49,7 @@ def read_messages(said: Sequence[Said]) -> tuple[Message, ...]:
         elif one.role == "tool":
             id = one.tool_call_id or ""
             message |= {"name": names[id], "tool_call_id": id} if id in names else {"name": one.name} if one.name else {}
-        elif one.name:
+        elif one.name and one.role != "assistant":  # frameworks name their agents; the policy is one
             message["name"] = one.name
         messages.append(message)
     return tuple(in_order(messages))

@@ -44,7 +44,7 @@ SPELLINGS = {
     "dumped as json": lambda message: json.loads(message.model_dump_json(exclude_unset=True)),
     "rebuilt": rebuilt,
     "in parts": lambda message: rebuilt(message, content=[{"type": "text", "text": message.content}]),
-    "with more": lambda message: rebuilt(message, annotations=[], refusal=None, art_mcp=1, reasoning_content="Hm."),
+    "with more": lambda message: rebuilt(message, annotations=[], refusal=None, name="bot", art_mcp=1, reasoning_content="Hm."),
 }
 
 
@@ -87,6 +87,15 @@ async def test_results_are_read_in_the_order_of_their_calls():
     told, _, second = await converse(rebuilt, following=lambda message: results(message)[::-1])
     assert second.art_mcp["bridged"]
     assert "5\n</tool_response>\n<tool_response>\n6" in tokenizer().decode(told.asked[1][0])
+
+
+async def test_an_agent_may_have_a_name_that_the_policy_does_not_know():
+    _, _, second = await converse(
+        lambda message: {"role": "assistant", "content": message.content, "name": "bot"},
+        turn="It is 5.",
+        following=lambda message: [USER],
+    )
+    assert second.art_mcp["bridged"]
 
 
 async def test_a_user_may_go_on_where_the_policy_answered():
