@@ -140,6 +140,7 @@ async def agent(
     tools: list[dict[str, Any]],
     seeds: Sequence[int],
     limit: int,
+    temperature: float,
     mends: bool = False,
 ) -> list[Call]:
     """An agent loop as everybody writes it, over an MCP client; `mends` tells the model of calls that cannot be made, which
@@ -152,6 +153,7 @@ async def agent(
             tools=tools,
             seed=seed,
             max_tokens=limit,
+            temperature=temperature,
             logprobs=True,
             extra_body={"return_token_ids": True},
         )
