@@ -56,7 +56,7 @@ def opening(scenario):
 
 @pytest.mark.parametrize(("temperature", "mends"), [(1.0, False), (2.0, True)])
 async def test_an_agent_loop_written_the_usual_way_plays_as_our_own_runner_does(model, temperature, mends):
-    """On the same seeds. Where calls cannot be made, as at temperature 2, a loop that reads `malformed` goes on as ours does."""
+    """On the same seeds. At temperature 2 many calls cannot be made; a loop that reads `malformed` goes on as ours does."""
     scenarios = ENVIRONMENT.split("train")[:8]
     limits = replace(ENVIRONMENT.limits, calls=1000, tokens=model.sampler().context_length)
     server = StdioServerParameters(command=sys.executable, args=[str(SERVER)])
