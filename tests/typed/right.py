@@ -2,9 +2,8 @@
 
 from typing import assert_type
 
-from pydantic import BaseModel
-
 from openai import AsyncOpenAI
+from pydantic import BaseModel
 
 from art_mcp import (
     Environment,
