@@ -15,7 +15,7 @@ from art_mcp.environment import Environment
 from art_mcp.errors import RolloutError
 from art_mcp.model import Model
 from art_mcp.ports import Progress, Toolbox, Tracer
-from art_mcp.types import Malformed, Scenario, ScoredTrajectory, TrajectoryGroup, Usage
+from art_mcp.types import Malformed, Scenario, ScoredTrajectory, Usage
 
 Z95 = 1.959964
 
@@ -86,18 +86,21 @@ async def evaluate(
             progress=progress,
             tracer=tracer,
         )
-        found = evaluation(groups, environment)
+        scored = [one for group in groups for one in group.trajectories]
+        failures = [failure for group in groups for failure in group.failures]
+        if not scored:
+            first = failures[0]
+            raise RolloutError(f"none of {len(failures)} rollouts could be played, first with {first.kind}: {first.message}")
+        usage = total_usage([*(one.trajectory.usage for one in scored), *(failure.usage for failure in failures)])
+        found = evaluation(scored, environment, failed=len(failures), usage=usage)
         tell(found.to_json())
     return found
 
 
-def evaluation(groups: Sequence[TrajectoryGroup], environment: Environment) -> Evaluation:
-    """The figures of groups. Raises RolloutError where none of their rollouts could be played."""
-    scored = [one for group in groups for one in group.trajectories]
-    failures = [failure for group in groups for failure in group.failures]
-    if not scored:
-        first = failures[0]
-        raise RolloutError(f"none of {len(failures)} rollouts could be played, first with {first.kind}: {first.message}")
+def evaluation(
+    scored: Sequence[ScoredTrajectory], environment: Environment, *, failed: int, usage: Usage | None = None
+) -> Evaluation:
+    """The figures of rollouts that were played."""
     levels = sorted({level_of(one) for one in scored})
     solved = [environment.solved(one) for one in scored]
     uses = [use for one in scored for use in one.trajectory.uses]
@@ -107,12 +110,12 @@ def evaluation(groups: Sequence[TrajectoryGroup], environment: Environment) -> E
         ci95=wilson(sum(solved), len(solved)),
         reward=fmean([one.reward for one in scored]),
         n=len(scored),
-        failed=len(failures),
+        failed=failed,
         malformed_rate=(len(uses) - made) / max(1, len(uses)),
         tool_error_rate=sum(one.trajectory.tool_errors for one in scored) / max(1, made),
         turns_mean=fmean([one.trajectory.turns for one in scored]),
         by_level={str(level): figures([one for one in scored if level_of(one) == level], environment) for level in levels},
-        usage=total_usage([*(one.trajectory.usage for one in scored), *(failure.usage for failure in failures)]),
+        usage=usage,
     )
 
 
