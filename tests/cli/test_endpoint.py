@@ -49,7 +49,8 @@ def test_an_evaluation_over_our_own_endpoint_solves_what_the_folder_solves(art):
     remote = json.loads(out.splitlines()[-1])
     assert 0 < folder["solved"] < 1
     assert remote["usage"].pop("completion_tokens") > 100
-    assert {**remote, "usage": None} == folder
+    solved = [[found["solved"], found["n"], found["failed"], found["by_level"]["2"]["solved"]] for found in (remote, folder)]
+    assert solved[0] == solved[1]
     assert re.search(r"\n  tokens in \d+.*, out \d+\n", out)
 
 
@@ -86,7 +87,7 @@ def test_an_endpoint_that_refuses_is_one_line(art):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["train", HERE], "is an endpoint, whose weights are elsewhere: it can be played and measured only"),
+        (["train", HERE], "is an endpoint, whose weights are elsewhere: it can be played (rollout)"),
         (["sft", HERE], "is an endpoint, whose weights are elsewhere"),
         (["check", HERE], "is an endpoint, whose weights are elsewhere"),
         (["eval", HERE, "--lenient", "--engine", "vllm"], "leave out --lenient, --engine"),

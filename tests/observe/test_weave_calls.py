@@ -19,6 +19,7 @@ from art_mcp.observe.weave_calls import open_weave
 
 ROOT = Path(__file__).parents[2]
 TRACED = Path(__file__).with_name("traced.py")
+HERE = ROOT / "tests" / "wiring" / "calculator_here.py"
 needs_weave = pytest.mark.skipif(importlib.util.find_spec("weave") is None, reason="weave is not installed")
 
 
@@ -88,34 +89,34 @@ def tree(calls, parent=None):
 @needs_weave
 def test_one_group_and_a_training_step_are_a_tree_of_calls(tmp_path):
     with recorder() as (environ, calls):
-        done = run(TRACED, ROOT, environ=environ, cwd=tmp_path)
+        done = run(TRACED, HERE, environ=environ, cwd=tmp_path)
+    played = json.loads(done.stdout)
     assert "weave.init patches other libraries in this process globally" in done.stderr
-    group, step = tree(calls)
-    assert step == ("art_mcp.train_step", ())
-    assert group[0] == "art_mcp.group"
-    assert [name for name, _ in group[1]] == ["art_mcp.rollout"] * 2
-    assert [str(len(inner)) for _, inner in group[1]] == done.stdout.split()
-    for _, inner in group[1]:
-        names = [name for name, below in inner if below == ()]
-        assert names[:3] == ["art_mcp.turn", "art_mcp.tool", "art_mcp.turn"]
-        assert names[-2:] == ["art_mcp.turn", "art_mcp.reward"]
+    (root, rollouts), step = tree(calls)
+    assert (root, step) == ("art_mcp.group", ("art_mcp.train_step", ()))
+    assert [name for name, _ in rollouts] == ["art_mcp.rollout"] * 3
+    assert all(below == () for _, inner in rollouts for _, below in inner)
+    assert sorted([name for name, _ in inner] for _, inner in rollouts) == sorted(played["kinds"])
+    assert {"art_mcp.turn", "art_mcp.tool", "art_mcp.reward"} == {name for _, inner in rollouts for name, _ in inner}
     assert len({call["trace_id"] for call in calls}) == 2
-    by_kind = {kind(call): call for call in calls}
-    assert by_kind["art_mcp.tool"]["inputs"]["name"] == "add"
-    assert by_kind["art_mcp.tool"]["output"] == {"text": "5", "is_error": False}
-    assert by_kind["art_mcp.turn"]["inputs"]["messages"][0]["content"] == "What is 2 + 3?"
-    assert by_kind["art_mcp.reward"]["output"] == {"reward": 1.0, "parts": {"correct": 1.0}}
-    assert by_kind["art_mcp.rollout"]["output"]["stop_reason"] == "answered"
-    assert by_kind["art_mcp.group"]["output"] == {"rewards": [1.0, 1.0], "failed": 0}
-    assert by_kind["art_mcp.train_step"]["output"]["loss"] == 0.0
+
+    def told(name, side):
+        return [call[side] for call in calls if kind(call) == f"art_mcp.{name}"]
+
+    assert sorted(result["text"] for result in told("tool", "output")) == sorted(played["results"])
+    assert {given["messages"][-1]["content"] for given in told("turn", "inputs") if given["turn"] == 0} == {played["prompt"]}
+    assert sorted(result["reward"] for result in told("reward", "output")) == sorted(played["rewards"])
+    assert sorted(result["reward"] for result in told("rollout", "output")) == sorted(played["rewards"])
+    assert told("group", "output") == [{"rewards": played["rewards"], "failed": 0}]
+    assert told("train_step", "output")[0]["loss"] == played["loss"]
+    assert all(call["ended_at"] and not call.get("exception") for call in calls)
 
 
 @needs_weave
 def test_the_command_line_traces_an_evaluation(tmp_path):
-    here = ROOT / "tests" / "wiring" / "calculator_here.py"
     program = "from art_mcp.cli.main import main; main()"
     with recorder() as (environ, calls):
-        done = run("-c", program, "eval", here, "--n", 2, "--weave", "team/project", "--json", environ=environ, cwd=tmp_path)
+        done = run("-c", program, "eval", HERE, "--n", 2, "--weave", "team/project", "--json", environ=environ, cwd=tmp_path)
     assert json.loads(done.stdout.splitlines()[-1])["n"] == 2
     assert "tracing into the weave project 'team/project'" in done.stderr
     ((root, groups),) = tree(calls)

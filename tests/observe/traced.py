@@ -1,37 +1,42 @@
-"""Traces one group and one training step into weave, in a process of its own: weave.init changes the whole process."""
+"""Traces one group and one training step into weave, in a process of its own, since weave.init changes all of it; prints what the
+tree of calls must be by what was played."""
 
+import json
 import sys
 
 import anyio
 
-from art_mcp import Environment, LocalBackend, Scenario, TrainableModel, gather_trajectory_groups, open_tools
-
-CALCULATOR = f"{sys.argv[1]}/servers/calculator/server.py:server"
+from art_mcp import LocalBackend, TrainableModel, gather_trajectory_groups, load_environment, open_tools
 
 
-def correct(trajectory):
-    return float("5" in trajectory.answer)
+def kinds(trajectory):
+    """Every turn, and after it the tools that it called; then the reward."""
+    found = []
+    for turn in range(trajectory.turns):
+        found += ["art_mcp.turn", *("art_mcp.tool" for use in trajectory.uses if use.turn == turn)]
+    return [*found, "art_mcp.reward"]
 
 
 async def main():
-    environment = Environment(
-        servers=[CALCULATOR],
-        tools=["add"],
-        scenarios=lambda split: [Scenario("one", "What is 2 + 3?")],
-        rewards={"correct": correct},
-    )
+    environment = load_environment(sys.argv[1])
     async with (
         LocalBackend(in_process=True, threads=1, weave="team/project") as backend,
         open_tools(environment.servers, only=environment.tools) as toolbox,
     ):
         model = TrainableModel(name="traced")
         await model.register(backend)
-        groups = await gather_trajectory_groups(
-            environment.split("train"), model=model, environment=environment, toolbox=toolbox, rollouts=2, temperature=0.0
+        (group,) = await gather_trajectory_groups(
+            environment.split("train")[:1], model=model, environment=environment, toolbox=toolbox, rollouts=3
         )
-        await model.train(groups)
-    trajectories = [scored.trajectory for scored in groups[0].trajectories]
-    sys.stdout.write(" ".join(str(1 + one.turns + len(one.uses)) for one in trajectories))
+        metrics = await model.train([group])
+    told = {
+        "prompt": group.scenario.prompt,
+        "kinds": [kinds(one.trajectory) for one in group.trajectories],
+        "rewards": [one.reward for one in group.trajectories],
+        "results": [use.result.text for one in group.trajectories for use in one.trajectory.uses],
+        "loss": metrics["loss"],
+    }
+    sys.stdout.write(json.dumps(told))
 
 
 anyio.run(main)
