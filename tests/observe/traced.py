@@ -1,5 +1,5 @@
-"""Traces one group and one training step into weave, in a process of its own, since weave.init changes all of it; prints what the
-tree of calls must be by what was played."""
+"""Traces one group and one training step into weave, in a process of its own, since weave.init changes all of it; prints what
+the tree of calls must be by what was played."""
 
 import json
 import sys
