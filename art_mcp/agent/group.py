@@ -65,6 +65,26 @@ class Play:
     key: tuple[int, int]
     tracer: Tracer | None = None
 
+    async def group(
+        self, scenario: Scenario, numbers: Sequence[int], *, limiter: anyio.CapacityLimiter, watcher: Progress
+    ) -> TrajectoryGroup:
+        """The rollouts of one scenario with these numbers, as many at a time as the limiter lets in."""
+        outcomes: dict[int, ScoredTrajectory | FailedRollout] = {}
+
+        async def attempt(number: int) -> None:
+            async with limiter:
+                outcome = await self.attempt(scenario, number)
+            outcomes[number] = outcome
+            watcher.finished(outcome)
+
+        with traced(self.tracer, "group", scenario=scenario.id, prompt=scenario.prompt, step=self.key[1]) as tell:
+            async with anyio.create_task_group() as tasks:
+                for number in numbers:
+                    tasks.start_soon(attempt, number)
+            group = make_group(scenario, [outcomes[number] for number in numbers])
+            tell(rewards_of(group))
+        return group
+
     async def attempt(self, scenario: Scenario, number: int) -> ScoredTrajectory | FailedRollout:
         """One rollout, scored; or what the world did to it."""
         chat = None if self.chat is None else Metered(self.chat)
@@ -142,21 +162,9 @@ async def gather_trajectory_groups(
     firsts = first_numbers(scenarios, rollouts)
     groups: dict[int, TrajectoryGroup] = {}
 
-    async def attempt(play: Play, place: int, number: int, outcomes: dict[int, ScoredTrajectory | FailedRollout]) -> None:
-        async with limiter:
-            outcome = await play.attempt(scenarios[place], firsts[place] + number)
-        outcomes[number] = outcome
-        watcher.finished(outcome)
-
     async def gather(play: Play, place: int) -> None:
-        scenario = scenarios[place]
-        outcomes: dict[int, ScoredTrajectory | FailedRollout] = {}
-        with traced(tracer, "group", scenario=scenario.id, prompt=scenario.prompt, step=step) as tell:
-            async with anyio.create_task_group() as tasks:
-                for number in range(rollouts):
-                    tasks.start_soon(attempt, play, place, number, outcomes)
-            groups[place] = make_group(scenario, [outcomes[number] for number in range(rollouts)])
-            tell(rewards_of(groups[place]))
+        numbers = range(firsts[place], firsts[place] + rollouts)
+        groups[place] = await play.group(scenarios[place], numbers, limiter=limiter, watcher=watcher)
 
     with first_failure():
         async with door_to(model) as chat, anyio.create_task_group() as tasks:

@@ -10,6 +10,7 @@ import typer
 from art_mcp.cli import options as o
 
 if TYPE_CHECKING:
+    from art_mcp.agent.evaluate import Evaluation
     from art_mcp.types import Usage
 
 HELP = "Measure how many scenarios of a split a model solves, overall and by level, with 95 % intervals."
@@ -46,7 +47,6 @@ def command(
 ) -> None:
     import anyio
 
-    from art_mcp.agent.evaluate import Evaluation
     from art_mcp.wiring.stage import evaluate_stage, is_endpoint, open_scene
 
     setting = o.setting_of(context.params, trainer="torch")  # nothing is trained, and it is the quicker one to load
@@ -62,19 +62,23 @@ def command(
     result = anyio.run(run)
     o.write(f"{environment} {split}, model {model}, temperature {temperature:g}, n={result.n}, failed={result.failed}")
     o.write(f"  solved {result.solved:.3f} [{result.ci95[0]:.3f}, {result.ci95[1]:.3f}]  reward {result.reward:.3f}")
-    for level, figures in result.by_level.items():
-        low, high = figures.ci95
-        o.write(f"  level {level}  n={figures.n:<5} solved {figures.solved:.3f} [{low:.3f}, {high:.3f}]")
-    o.write(f"  malformed calls {result.malformed_rate:.3f}, tool errors {result.tool_error_rate:.3f}")
-    o.write(f"  turns {result.turns_mean:.2f}")
-    cost = None
+    show(result)
+    cost = cost_of(result.usage, price_in, price_out) if result.usage else None
     if result.usage:
-        cost = cost_of(result.usage, price_in, price_out)
         cached = f" ({result.usage.cached_tokens} cached)" if result.usage.cached_tokens else ""
         priced = "" if cost is None else f", cost {cost:.4f}"
         o.write(f"  tokens in {result.usage.prompt_tokens}{cached}, out {result.usage.completion_tokens}{priced}")
     if json:
         o.write_json(result.to_json() | ({} if cost is None else {"cost": cost}))
+
+
+def show(result: Evaluation) -> None:
+    """The figures of each level, and of the calls."""
+    for level, figures in result.by_level.items():
+        low, high = figures.ci95
+        o.write(f"  level {level}  n={figures.n:<5} solved {figures.solved:.3f} [{low:.3f}, {high:.3f}]")
+    o.write(f"  malformed calls {result.malformed_rate:.3f}, tool errors {result.tool_error_rate:.3f}")
+    o.write(f"  turns {result.turns_mean:.2f}")
 
 
 def cost_of(usage: Usage, price_in: float | None, price_out: float | None) -> float | None:
