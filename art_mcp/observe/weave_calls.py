@@ -45,7 +45,7 @@ async def open_weave(project: str) -> WeaveTracer:
         raise ConfigError("weave is not installed: pip install 'art-mcp[weave]'")
     sys.stderr.write(
         f"tracing into the weave project {project!r}: weave.init patches other libraries in this process globally "
-        "(openai, if it is used, and more), so their own calls are traced too\n"
+        "(the clients of mcp and openai among them), so their own calls are traced too\n"
     )
     return WeaveTracer(await asyncio.to_thread(start, project))
 

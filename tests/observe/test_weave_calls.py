@@ -92,10 +92,13 @@ def test_one_group_and_a_training_step_are_a_tree_of_calls(tmp_path):
         done = run(TRACED, HERE, environ=environ, cwd=tmp_path)
     played = json.loads(done.stdout)
     assert "weave.init patches other libraries in this process globally" in done.stderr
-    (root, rollouts), step = tree(calls)
+    ours = [call for call in calls if kind(call).startswith("art_mcp.")]
+    (root, rollouts), step = tree(ours)
     assert (root, step) == ("art_mcp.group", ("art_mcp.train_step", ()))
     assert [name for name, _ in rollouts] == ["art_mcp.rollout"] * 3
     assert all(below == () for _, inner in rollouts for _, below in inner)
+    tools = {call["id"] for call in ours if kind(call) == "art_mcp.tool"}
+    assert {call["parent_id"] for call in calls if call not in ours} <= tools  # what weave's own patch of mcp adds
     assert sorted([name for name, _ in inner] for _, inner in rollouts) == sorted(played["kinds"])
     assert {"art_mcp.turn", "art_mcp.tool", "art_mcp.reward"} == {name for _, inner in rollouts for name, _ in inner}
     assert len({call["trace_id"] for call in calls}) == 2
