@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,12 +12,13 @@ from types import TracebackType
 
 import uvicorn
 
-from art_mcp.errors import ConfigError, boundary
+from art_mcp.errors import ConfigError, describe
 from art_mcp.serve.app import Desk
 from art_mcp.serve.guard import LOOPBACK
 from art_mcp.serve.turn import Voice
 
 KEEP_ALIVE_SECONDS = 75
+BACKLOG = 512
 GRACE_SECONDS = 5
 """How long a client may take to read what is being sent, when the endpoint ends."""
 
@@ -47,10 +49,10 @@ class Endpoint:
     ) -> None:
         if host not in LOOPBACK and not hosts:
             raise ConfigError(f"host {host!r} is not loopback: name the hosts that clients may call it by")
+        self._loop = running_loop()
         self.token = token or token_urlsafe(24)
         self.desk = Desk(voices)
-        with boundary(ConfigError, f"port {port} on {host}"):
-            self._socket = open_socket(host, port)
+        self._socket = open_socket(host, port)
         self.port: int = self._socket.getsockname()[1]
         shown = host if host in LOOPBACK else hosts[0]
         shown = f"[{shown}]" if ":" in shown else shown
@@ -69,7 +71,13 @@ class Endpoint:
                 timeout_graceful_shutdown=GRACE_SECONDS,
             )
         )
-        self._task = asyncio.get_running_loop().create_task(self._server.serve([self._socket]))
+        self._task = self._loop.create_task(self._server.serve([self._socket]))
+        self._task.add_done_callback(lambda _: self._socket.close())
+
+    @property
+    def alive(self) -> bool:
+        """Whether it serves in the event loop that runs now."""
+        return self._loop is running_loop() and not self._task.done()
 
     async def __aenter__(self) -> Endpoint:
         return self
@@ -85,14 +93,27 @@ class Endpoint:
 
     async def close(self) -> None:
         """Refuses what is being sampled, sends what is being sent, and frees the port."""
-        self.desk.close()
         self._server.should_exit = True
+        if not self.alive:  # its loop ended and took it along, or it has ended already
+            return
+        self.desk.close()
         await asyncio.wait([self._task])
-        self._socket.close()
         if not self._task.cancelled():
             self._task.result()
 
 
+def running_loop() -> asyncio.AbstractEventLoop:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError as error:
+        raise ConfigError("an endpoint is opened inside a running event loop, in which it then serves") from error
+
+
 def open_socket(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=512)
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(f"port {port} on {host} is in use: choose another, or 0 for any free one") from error
+        raise ConfigError(f"cannot listen on {host}, port {port}: {describe(error)}") from error

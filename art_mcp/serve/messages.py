@@ -6,26 +6,35 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
+from inspect import cleandoc
 from typing import Any, cast
 
+from art_mcp.core.json_scan import MAX_DEPTH, depth
+from art_mcp.core.parameters import parameters_of
 from art_mcp.serve.asked import Called, Offered, Part, Said
 from art_mcp.serve.refusal import Refusal
 from art_mcp.types import Message, Tool
 
 NOTHING: Mapping[str, Any] = {"type": "object", "properties": {}}
 """The parameters of a tool that names none."""
+SCHEMA_DEPTH = 64
 ROLES = {"developer": "system"}
 
 
 def read_tools(offered: Sequence[Offered]) -> tuple[Tool, ...]:
-    """The tools; the same tuple for the same ones, because a dialect remembers openings by it."""
+    """The tools as a toolbox describes them, whose rollouts train the policy; the same tuple for the same ones, because a
+    dialect remembers openings by it."""
     functions = [one.function for one in offered]
+    for at, function in enumerate(functions):
+        if depth(function.parameters) > SCHEMA_DEPTH:
+            where = f"tools.{at}.function.parameters"
+            raise Refusal(400, f"{where}: nested deeper than {SCHEMA_DEPTH} levels", param=where)
     return tools_of(json.dumps([[one.name, one.description or "", one.parameters or NOTHING] for one in functions]))
 
 
 @lru_cache(maxsize=64)
-def tools_of(text: str) -> tuple[Tool, ...]:
-    return tuple(Tool(name, description, parameters) for name, description, parameters in json.loads(text))
+def tools_of(listed: str) -> tuple[Tool, ...]:
+    return tuple(Tool(name, cleandoc(text), parameters_of(parameters)) for name, text, parameters in json.loads(listed))
 
 
 def read_messages(said: Sequence[Said]) -> tuple[Message, ...]:
@@ -64,14 +73,17 @@ def read_call(call: Called, index: int) -> dict[str, Any]:
         json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         raise wrong_arguments(call, index) from error
-    if not isinstance(arguments, dict):
+    if not isinstance(arguments, dict) or depth(cast("object", arguments)) > MAX_DEPTH:
         raise wrong_arguments(call, index)
     function = {"name": call.function.name, "arguments": cast("dict[str, Any]", arguments)}
     return {"type": "function", "id": call.id, "function": function}
 
 
 def wrong_arguments(call: Called, index: int) -> Refusal:
-    return Refusal(400, f"messages.{index}: the arguments of call {call.id!r} are not a JSON object", param=f"messages.{index}")
+    where = f"messages.{index}"
+    return Refusal(
+        400, f"{where}: the arguments of call {call.id!r} are no JSON object of at most {MAX_DEPTH} levels", param=where
+    )
 
 
 def in_order(messages: Sequence[Message]) -> list[Message]:
