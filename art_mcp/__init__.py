@@ -16,6 +16,7 @@ from art_mcp.model import Model, ModelConfig, TrainableModel
 from art_mcp.types import (
     Limits,
     LoraSpec,
+    Patience,
     Scenario,
     ScoredTrajectory,
     ToolCall,
@@ -36,6 +37,7 @@ __all__ = [
     "LoraSpec",
     "Model",
     "ModelConfig",
+    "Patience",
     "Scenario",
     "ScoredTrajectory",
     "ToolCall",

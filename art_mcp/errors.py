@@ -47,6 +47,10 @@ class EngineError(RolloutError):
     """The sampling engine failed, or was asked for more than it can hold."""
 
 
+class NoRoomError(EngineError):
+    """A remote model's context is full."""
+
+
 class RewardError(RolloutError):
     """A reward function raised."""
 

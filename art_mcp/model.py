@@ -1,15 +1,17 @@
-"""The handles that users hold: `Model`, `TrainableModel`, each with the user's own typed config. Backends do the work."""
+"""The handles that users hold: `Model`, `TrainableModel`, each with the user's own typed config. Others do the work."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Generic, TypeVar, overload
 
 from pydantic import BaseModel
 
 from art_mcp.errors import ModelError
-from art_mcp.ports import Backend, Dialect, Sampler
-from art_mcp.types import LoraSpec, ModelSpec, TrainConfig, TrajectoryGroup
+from art_mcp.ports import Backend, Chat, Dialect, Sampler, Tracer
+from art_mcp.types import LoraSpec, ModelSpec, Patience, TrainConfig, TrajectoryGroup
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -18,21 +20,79 @@ ModelConfig = TypeVar("ModelConfig", bound=BaseModel | None)
 
 
 class Model(Generic[ModelConfig]):
-    """A named model with a user's own `config` (a pydantic model, or None); type checkers know the config's type."""
+    """A named model with a user's own `config` (a pydantic model, or None); type checkers know the config's type.
+
+    With `base_url` it is one behind an OpenAI-compatible chat endpoint, which can be played and evaluated but not trained:
+    `model` is the endpoint's name of it (default: `name`), `api_key` its key (default: the environment's OPENAI_API_KEY, or
+    none), `patience` how long the endpoint's failures are borne.
+    """
 
     config: ModelConfig
 
     @overload
-    def __init__(self: Model[None], *, name: str, config: None = None) -> None: ...
+    def __init__(
+        self: Model[None],
+        *,
+        name: str,
+        config: None = None,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        model: str | None = None,
+        patience: Patience | None = None,
+    ) -> None: ...
 
     @overload
-    def __init__(self, *, name: str, config: ModelConfig) -> None: ...
+    def __init__(
+        self,
+        *,
+        name: str,
+        config: ModelConfig,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        model: str | None = None,
+        patience: Patience | None = None,
+    ) -> None: ...
 
-    def __init__(self, *, name: str, config: ModelConfig | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        name: str,
+        config: ModelConfig | None = None,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        model: str | None = None,
+        patience: Patience | None = None,
+    ) -> None:
         if not name or any(character in name for character in "/@\\ \t\n"):
             raise ModelError(f"a model's name is a plain word without '/', '@' or spaces, not {name!r}")
+        if base_url is not None and not base_url.startswith(("http://", "https://")):
+            raise ModelError(f"base_url is an address such as http://127.0.0.1:8000/v1, not {base_url!r}")
         self.name = name
         self.config = config  # pyright: ignore[reportAttributeAccessIssue]  # the overloads tie None to Model[None]
+        self.base_url, self.model = base_url, model or name
+        self._api_key, self._patience = api_key, patience
+
+    @property
+    def tracer(self) -> Tracer | None:
+        """Watches what this model plays; a remote model's is given where it plays."""
+        return None
+
+    def openai_client(self) -> AsyncOpenAI:
+        """A client of the model's endpoint, for any agent; `async with` closes it. Raises ModelError without a base_url."""
+        if self.base_url is None:
+            raise ModelError(f"model {self.name!r} has no base_url: give it one, or take a TrainableModel")
+        from openai import AsyncOpenAI
+
+        return AsyncOpenAI(base_url=self.base_url, api_key=self._api_key or os.environ.get("OPENAI_API_KEY") or "none")
+
+    @asynccontextmanager
+    async def chat(self) -> AsyncGenerator[Chat]:
+        """A Chat with the remote model, whose connections end with the block. Raises ModelError without a base_url."""
+        client = self.openai_client()
+        from art_mcp.sampling.remote import RemoteChat
+
+        async with client:
+            yield RemoteChat(client, self.model, patience=self._patience)
 
 
 class TrainableModel(Model[ModelConfig]):
@@ -85,6 +145,11 @@ class TrainableModel(Model[ModelConfig]):
         if self._backend is None:
             raise ModelError(f"model {self.name!r} has no backend yet: `await model.register(LocalBackend())` first")
         return self._backend
+
+    @property
+    def tracer(self) -> Tracer | None:
+        """Watches what this model plays: its backend's."""
+        return self.backend.tracer
 
     async def register(self, backend: Backend) -> None:
         """Loads the model on `backend`, which from then on samples and trains it."""

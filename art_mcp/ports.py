@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from art_mcp.types import (
     Completion,
     FailedRollout,
+    JsonObject,
     Malformed,
     Message,
     ModelSpec,
     Policy,
+    Reply,
     SamplingParams,
     ScoredTrajectory,
     Tool,
@@ -95,6 +98,18 @@ class Sampler(Protocol):
         ...
 
 
+class Chat(Protocol):
+    """Messages in, message out: a model behind somebody's chat endpoint, whose tokens nobody sees."""
+
+    async def reply(self, conversation: Sequence[Message], *, tools: Sequence[Tool], params: SamplingParams) -> Reply:
+        """The next turn of a conversation in the endpoint's own form: earlier turns are their `Reply.sent`.
+
+        Raises NoRoomError where the conversation has outgrown the model's context, EngineError when the endpoint gives no
+        usable answer.
+        """
+        ...
+
+
 class Toolbox(Protocol):
     """Several tool servers as one set of tools."""
 
@@ -120,6 +135,15 @@ class Recorder(Protocol):
     def metrics(self, step: int, values: Mapping[str, Any]) -> None: ...
 
 
+class Tracer(Protocol):
+    """Watches from inside: what is begun, with what, and what comes of it. Calls nest as the blocks do, also over tasks."""
+
+    def call(self, kind: str, inputs: JsonObject) -> AbstractContextManager[Callable[[Any], None]]:
+        """A block of this kind ("rollout", "turn", "tool", …). What it gives is told the outcome, as JSON values; where an
+        exception leaves the block, that is the outcome."""
+        ...
+
+
 class Trainable(Protocol):
     """What a backend needs to know of a model: a name and what to load."""
 
@@ -132,6 +156,11 @@ class Trainable(Protocol):
 
 class Backend(Protocol):
     """Serves and trains models. `TrainableModel` delegates to it."""
+
+    @property
+    def tracer(self) -> Tracer | None:
+        """Watches all that is played and trained here; None: nobody does."""
+        ...
 
     async def register(self, trainable: Trainable) -> None: ...
 

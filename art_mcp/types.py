@@ -150,6 +150,49 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens that an endpoint counted; `cached_tokens` are those of the prompt that it had already. `cost`: what it says that
+    they cost, usually in US dollars (None: it does not say)."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    cost: float | None = None
+
+    def __add__(self, other: Usage) -> Usage:
+        costs = [cost for cost in (self.cost, other.cost) if cost is not None]
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.cached_tokens + other.cached_tokens,
+            sum(costs) if costs else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One turn of a remote model: its `message` in our form, `sent` as the endpoint wrote it and is to see it again, and every
+    call that it began, one for each of the `tool_calls` in `sent`. `stopped`: it ended by itself, not for want of tokens."""
+
+    message: Message
+    sent: Message
+    calls: tuple[ToolCall | Malformed, ...]
+    stopped: bool
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a remote model's endpoint may fail to give one answer: so many `tries`, all within `seconds`, each cut off after
+    `timeout` seconds. Between them `first_wait` seconds, doubled each time, or what the endpoint asks for."""
+
+    tries: int = 6
+    seconds: float = 120.0
+    timeout: float = 120.0
+    first_wait: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """What one rollout may use: policy turns, tokens of the whole conversation, tokens of one turn, tool calls, seconds."""
 
@@ -182,6 +225,7 @@ class Trajectory:
     stop_reason: StopReason
     uses: tuple[ToolUse, ...] = ()
     seconds: float = 0.0
+    usage: Usage | None = None
 
     @property
     def answer(self) -> str:
@@ -212,8 +256,9 @@ class Trajectory:
 
     @property
     def policy_tokens(self) -> int:
-        """How many tokens the policy sampled."""
-        return sum(len(span.token_ids) for span in self.spans if span.logprobs is not None)
+        """How many tokens the policy sampled; of a remote model, as far as its endpoint told."""
+        sampled = sum(len(span.token_ids) for span in self.spans if span.logprobs is not None)
+        return sampled or (self.usage.completion_tokens if self.usage else 0)
 
     def scored(self, reward: float, parts: Mapping[str, float] | None = None) -> ScoredTrajectory:
         """This trajectory with its reward, and the named parts that add up to it."""
@@ -236,6 +281,7 @@ class FailedRollout:
     rollout_id: str
     kind: str
     message: str
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True, slots=True)

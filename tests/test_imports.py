@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-HEAVY = {"torch", "transformers", "vllm", "unsloth", "mcp", "openai", "weave", "peft", "pyarrow", "matplotlib"}
+HEAVY = {"torch", "transformers", "vllm", "unsloth", "mcp", "openai", "weave", "wandb", "peft", "pyarrow", "matplotlib"}
 
 
 def in_fresh_interpreter(program: str, folder: Path) -> dict:

@@ -17,6 +17,8 @@ class Settings(BaseModel):
 class Shelf:
     """A Backend that notes what it is asked."""
 
+    tracer = None
+
     def __init__(self):
         self.asked = []
 

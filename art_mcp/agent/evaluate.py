@@ -10,11 +10,12 @@ from statistics import fmean
 from typing import Any
 
 from art_mcp.agent.group import gather_trajectory_groups
+from art_mcp.agent.trace import traced
 from art_mcp.environment import Environment
 from art_mcp.errors import RolloutError
-from art_mcp.model import TrainableModel
-from art_mcp.ports import Progress, Toolbox
-from art_mcp.types import Malformed, Scenario, ScoredTrajectory
+from art_mcp.model import Model
+from art_mcp.ports import Progress, Toolbox, Tracer
+from art_mcp.types import Malformed, Scenario, ScoredTrajectory, Usage
 
 Z95 = 1.959964
 
@@ -32,7 +33,8 @@ class Level:
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """`solved` is a share of the `n` rollouts that the world did not break (`failed` counts those it did); `ci95` its
-    Wilson interval; `malformed_rate` a share of the calls begun, `tool_error_rate` of the calls made."""
+    Wilson interval; `malformed_rate` a share of the calls begun, `tool_error_rate` of the calls made; `usage` what a remote
+    model's endpoint counted, failed rollouts included."""
 
     solved: float
     ci95: tuple[float, float]
@@ -43,6 +45,7 @@ class Evaluation:
     tool_error_rate: float
     turns_mean: float
     by_level: dict[str, Level]
+    usage: Usage | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As it comes back from a file: intervals are lists."""
@@ -50,7 +53,7 @@ class Evaluation:
 
 
 async def evaluate(
-    model: TrainableModel[Any],
+    model: Model[Any],
     environment: Environment,
     *,
     toolbox: Toolbox,
@@ -60,33 +63,43 @@ async def evaluate(
     seed: int = 0,
     concurrency: int = 128,
     progress: Progress | None = None,
+    tracer: Tracer | None = None,
 ) -> Evaluation:
-    """Plays `n` scenarios of `split` once each, the same number from every level.
+    """Plays `n` scenarios of `split` once each, the same number from every level, with a TrainableModel or a remote Model.
 
     The draws depend on `seed` alone, so that two policies are asked the same questions with the same random numbers. Raises
     RolloutError where the world broke every rollout.
     """
-    groups = await gather_trajectory_groups(
-        balanced(environment.split(split), n),
-        model=model,
-        environment=environment,
-        toolbox=toolbox,
-        rollouts=1,
-        concurrency=concurrency,
-        temperature=temperature,
-        seed=seed,
-        step=-1,
-        progress=progress,
-    )
-    scored = [one for group in groups for one in group.trajectories]
-    failed = sum(len(group.failures) for group in groups)
-    if not scored:
-        first = groups[0].failures[0]
-        raise RolloutError(f"none of {failed} rollouts could be played, first with {first.kind}: {first.message}")
-    return evaluation(scored, environment, failed=failed)
+    tracer = tracer or model.tracer
+    scenarios = balanced(environment.split(split), n)
+    with traced(tracer, "evaluation", environment=environment.name, split=split, n=len(scenarios)) as tell:
+        groups = await gather_trajectory_groups(
+            scenarios,
+            model=model,
+            environment=environment,
+            toolbox=toolbox,
+            rollouts=1,
+            concurrency=concurrency,
+            temperature=temperature,
+            seed=seed,
+            step=-1,
+            progress=progress,
+            tracer=tracer,
+        )
+        scored = [one for group in groups for one in group.trajectories]
+        failures = [failure for group in groups for failure in group.failures]
+        if not scored:
+            first = failures[0]
+            raise RolloutError(f"none of {len(failures)} rollouts could be played, first with {first.kind}: {first.message}")
+        usage = total_usage([*(one.trajectory.usage for one in scored), *(failure.usage for failure in failures)])
+        found = evaluation(scored, environment, failed=len(failures), usage=usage)
+        tell(found.to_json())
+    return found
 
 
-def evaluation(scored: Sequence[ScoredTrajectory], environment: Environment, *, failed: int) -> Evaluation:
+def evaluation(
+    scored: Sequence[ScoredTrajectory], environment: Environment, *, failed: int, usage: Usage | None = None
+) -> Evaluation:
     """The figures of rollouts that were played."""
     levels = sorted({level_of(one) for one in scored})
     solved = [environment.solved(one) for one in scored]
@@ -102,7 +115,14 @@ def evaluation(scored: Sequence[ScoredTrajectory], environment: Environment, *, 
         tool_error_rate=sum(one.trajectory.tool_errors for one in scored) / max(1, made),
         turns_mean=fmean([one.trajectory.turns for one in scored]),
         by_level={str(level): figures([one for one in scored if level_of(one) == level], environment) for level in levels},
+        usage=usage,
     )
+
+
+def total_usage(usages: Sequence[Usage | None]) -> Usage | None:
+    """The sum of what was counted; None where nothing was."""
+    counted = [usage for usage in usages if usage is not None]
+    return sum(counted, Usage()) if counted else None
 
 
 def figures(scored: Sequence[ScoredTrajectory], environment: Environment) -> Level:

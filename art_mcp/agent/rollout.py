@@ -9,9 +9,10 @@ from typing import Any
 
 import anyio
 
+from art_mcp.agent.trace import described, traced
 from art_mcp.core.seeds import seed_of
 from art_mcp.errors import EngineError, ToolServerError, boundary
-from art_mcp.ports import Dialect, Sampler, Toolbox
+from art_mcp.ports import Dialect, Sampler, Toolbox, Tracer
 from art_mcp.types import (
     Limits,
     Malformed,
@@ -53,6 +54,7 @@ async def rollout(
     temperature: float = 1.0,
     key: Sequence[object] = (0, 0),
     number: int = 0,
+    tracer: Tracer | None = None,
 ) -> Trajectory:
     """Plays `scenario` until an answer without a call, or a limit.
 
@@ -63,14 +65,20 @@ async def rollout(
     turn within `limits.seconds`, an opening that leaves no room for a turn.
     """
     limits = limits or Limits()
-    opening: list[Message] = [{"role": "system", "content": system}] if system else []
-    transcript = Transcript([*opening, {"role": "user", "content": scenario.prompt}])
+    transcript = Transcript(opening_of(scenario, system))
     seed_key = (*key, scenario.id, number)
     began = monotonic()
     reason = StopReason.TIME_LIMIT
     with anyio.move_on_after(limits.seconds):
         reason = await play(
-            transcript, sampler=sampler, dialect=dialect, toolbox=toolbox, limits=limits, temperature=temperature, key=seed_key
+            transcript,
+            sampler=sampler,
+            dialect=dialect,
+            toolbox=toolbox,
+            limits=limits,
+            temperature=temperature,
+            key=seed_key,
+            tracer=tracer,
         )
     if not any(span.logprobs is not None for span in transcript.spans):
         raise EngineError(f"no turn was sampled within {limits.seconds:g} s: raise Limits.seconds, or play fewer at a time")
@@ -94,6 +102,7 @@ async def play(
     limits: Limits,
     temperature: float,
     key: Sequence[object],
+    tracer: Tracer | None,
 ) -> StopReason:
     """Samples turn after turn into `transcript` and says why it ended."""
     shared, rest = dialect.opening(transcript.messages, toolbox.tools)
@@ -105,20 +114,16 @@ async def play(
     for turn in range(limits.turns):
         room = min(limits.turn_tokens, most - len(transcript.tokens))
         params = SamplingParams(max_tokens=room, temperature=temperature, seed=seed_of(*key, turn))
-        completion = await sampler.sample(transcript.tokens, params=params, stop=dialect.stop_token_ids, shared=len(shared))
-        transcript.add(completion.span)
-        reply, calls = dialect.read(completion.span.token_ids, toolbox.tools)
+        with traced(tracer, "turn", turn=turn, messages=tuple(transcript.messages)) as tell:
+            completion = await sampler.sample(transcript.tokens, params=params, stop=dialect.stop_token_ids, shared=len(shared))
+            transcript.add(completion.span)
+            reply, calls = dialect.read(completion.span.token_ids, toolbox.tools)
+            tell(reply)
         transcript.messages.append(reply)
-        too_many = len(transcript.uses) + len(calls) > limits.calls
-        if too_many or not completion.stopped:
-            transcript.uses.extend(unmade(call, turn) for call in calls if isinstance(call, Malformed))
-        if not completion.stopped:
-            return StopReason.TOKEN_LIMIT if room < limits.turn_tokens else StopReason.TRUNCATED
-        if not calls:
-            return StopReason.ANSWERED
-        if too_many:
-            return StopReason.CALL_LIMIT
-        results = await make_calls(calls, toolbox)
+        ended = end_of(transcript.uses, calls, turn=turn, stopped=completion.stopped, room=room, limits=limits)
+        if ended:
+            return ended
+        results = await make_calls(calls, toolbox, tracer)
         transcript.uses.extend(ToolUse(call, result, turn) for call, result in zip(calls, results, strict=True))
         following = answers(reply, calls, results)
         transcript.messages.extend(following)
@@ -131,6 +136,27 @@ async def play(
     return StopReason.TURN_LIMIT
 
 
+def opening_of(scenario: Scenario, system: str) -> list[Message]:
+    """The messages with which a rollout begins."""
+    before: list[Message] = [{"role": "system", "content": system}] if system else []
+    return [*before, {"role": "user", "content": scenario.prompt}]
+
+
+def end_of(
+    uses: list[ToolUse], calls: Sequence[ToolCall | Malformed], *, turn: int, stopped: bool, room: int, limits: Limits
+) -> StopReason | None:
+    """Why a rollout ends with this turn; None where its calls are to be made. `stopped`: the turn ended by itself, within the
+    `room` of so many tokens. Malformed calls that nobody will answer are entered in `uses`."""
+    too_many = len(uses) + len(calls) > limits.calls
+    if too_many or not stopped:
+        uses.extend(unmade(call, turn) for call in calls if isinstance(call, Malformed))
+    if not stopped:
+        return StopReason.TOKEN_LIMIT if room < limits.turn_tokens else StopReason.TRUNCATED
+    if not calls:
+        return StopReason.ANSWERED
+    return StopReason.CALL_LIMIT if too_many else None
+
+
 def name_rollout(key: Sequence[object], scenario: Scenario, number: int) -> str:
     """The id of a rollout: all that its draws depend on, but for the turn."""
     return ":".join(map(str, (*key, scenario.id, number)))
@@ -140,7 +166,7 @@ def unmade(call: Malformed, turn: int) -> ToolUse:
     return ToolUse(call, ToolResult(call.error, is_error=True), turn)
 
 
-async def make_calls(calls: Sequence[ToolCall | Malformed], toolbox: Toolbox) -> list[ToolResult]:
+async def make_calls(calls: Sequence[ToolCall | Malformed], toolbox: Toolbox, tracer: Tracer | None = None) -> list[ToolResult]:
     """The results in the order of the calls. Calls run in parallel; those of tools whose server says that they change
     things run one after the other, in the order written."""
     results: dict[int, ToolResult] = {}
@@ -149,8 +175,10 @@ async def make_calls(calls: Sequence[ToolCall | Malformed], toolbox: Toolbox) ->
     async def make(indices: Sequence[int]) -> None:
         for index in indices:
             call = calls[index]
-            made = isinstance(call, ToolCall)
-            results[index] = await toolbox.call(call) if made else ToolResult(call.error, is_error=True)
+            with traced(tracer, "tool", **described(call)) as tell:
+                made = isinstance(call, ToolCall)
+                results[index] = await toolbox.call(call) if made else ToolResult(call.error, is_error=True)
+                tell({"text": results[index].text, "is_error": results[index].is_error})
 
     in_order = [i for i, call in enumerate(calls) if isinstance(call, ToolCall) and call.name in serial]
     with boundary(ToolServerError, "calling tools"):

@@ -38,6 +38,24 @@ ModelName = Annotated[
         autocompletion=completion.models,
     ),
 ]
+AnyModelName = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="As for train, or an OpenAI-compatible chat endpoint: http://HOST/v1#MODEL.",
+        show_default=True,
+        autocompletion=completion.models,
+    ),
+]
+ApiKey = Annotated[
+    str | None,
+    typer.Option("--api-key", envvar="OPENAI_API_KEY", show_envvar=True, help="The endpoint's key, where it wants one."),
+]
+Weave = Annotated[
+    str | None,
+    typer.Option("--weave", metavar="PROJECT", help="Trace into a W&B Weave project; weave.init patches libraries globally."),
+]
 ConfigFile = Annotated[str, typer.Option("--config", help="The mcpServers file.")]
 Seed = Annotated[int, typer.Option("--seed", help="Decides every draw.")]
 Split = Annotated[str, typer.Option("--split", help="Which scenarios.")]

@@ -16,7 +16,8 @@ def command(
     context: typer.Context,
     environment: o.EnvironmentName,
     option: o.EnvironmentOptions = None,
-    model: o.ModelName = "tiny",
+    model: o.AnyModelName = "tiny",
+    api_key: o.ApiKey = None,
     config: o.ConfigFile = "config.json",
     split: o.Split = "test",
     number: Annotated[int, typer.Option("--number", min=0, help="Which scenario of the split.")] = 0,
@@ -27,6 +28,7 @@ def command(
     engine: o.Engine = None,
     engine_python: o.EnginePython = None,
     engine_arg: o.EngineArgs = None,
+    weave: o.Weave = None,
     json: o.Json = False,
 ) -> None:
     import anyio
@@ -34,8 +36,10 @@ def command(
     from art_mcp.wiring.play import play_one
 
     setting = o.setting_of(context.params, trainer="torch")  # nothing is trained, and it is the quicker one to load
-    played = anyio.run(lambda: play_one(setting, split=split, number=number, temperature=temperature))
-    for author, text in played.parts if tokens else played.lines:
+    played = anyio.run(lambda: play_one(setting, split=split, number=number, temperature=temperature, api_key=api_key))
+    if tokens and not played.parts:
+        o.write(f"{model} is an endpoint, whose tokens nobody sees; the conversation:")
+    for author, text in (tokens and played.parts) or played.lines:
         o.write(marked(author, text))
     parts = ", ".join(f"{name} {value + 0.0:g}" for name, value in played.rewards.items())  # + 0.0: no -0
     o.write(f"stopped: {played.stop_reason}, reward {played.reward:.3f} ({parts})")

@@ -36,6 +36,7 @@ WarmStart = Annotated[
     int | None,
     typer.Option("--warm-start", min=1, metavar="N", help="First learn from so many demonstrations (see art-mcp sft)."),
 ]
+Wandb = Annotated[str | None, typer.Option("--wandb", metavar="PROJECT", help="Send the metrics to Weights & Biases too.")]
 Curriculum = Annotated[
     bool, typer.Option("--curriculum", help="Draw scenarios that are neither always nor never solved, as measured so far.")
 ]
@@ -70,6 +71,8 @@ def command(
     engine_python: o.EnginePython = None,
     engine_arg: o.EngineArgs = None,
     trainer: o.Trainer = None,
+    weave: o.Weave = None,
+    wandb: Wandb = None,
     json: o.Json = False,
 ) -> None:
     import anyio
@@ -101,7 +104,7 @@ def asked_for(given: Mapping[str, Any], *, limits: Mapping[str, Any]) -> Trainin
     plan = Plan(**shape, **limits, draw="solved" if given["curriculum"] else "uniform")
     config = TrainConfig(learning_rate=given["learning_rate"], control=given["control"], seed=given["seed"])
     lessons = Lessons(given["warm_start"]) if given["warm_start"] else None
-    more = {name: given[name] for name in ("eval_n", "keep", "prepare")}
+    more = {name: given[name] for name in ("eval_n", "keep", "prepare", "wandb")}
     return Training(o.setting_of(given), plan, config, **more, warm_start=lessons)
 
 

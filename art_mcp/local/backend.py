@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import anyio
 import torch
 
+from art_mcp.agent.trace import traced
 from art_mcp.core.samples import make_samples
 from art_mcp.errors import ConfigError, ModelError
 from art_mcp.local.models import adapter_base, load_dialect
@@ -22,6 +23,7 @@ from art_mcp.local.remote import RemoteWorker
 from art_mcp.local.served import ServedWorker, Trains, open_served
 from art_mcp.local.unsloth_trainer import refuse_unsloth
 from art_mcp.local.worker import Settings, Worker
+from art_mcp.observe.weave_calls import WeaveTracer, open_weave
 from art_mcp.ports import Dialect, Sampler, Trainable
 from art_mcp.sampling.vllm_args import VllmSettings
 from art_mcp.serve.listen import Endpoint
@@ -58,6 +60,9 @@ class LocalBackend:
 
     `trainer`: "torch", or "unsloth", the default where it is installed, for LoRA beside vLLM.
 
+    `weave`: a W&B Weave project ("team/project"; True: "art_mcp") into which all rollouts and training steps of its models are
+    traced. `weave.init` patches other libraries in this process globally.
+
     Use it as `async with LocalBackend() as backend:`, or call `close()`.
     """
 
@@ -74,6 +79,7 @@ class LocalBackend:
         start: Literal["fast", "full"] = "fast",
         memory_share: float = 0.45,
         trainer: TrainerName | None = None,
+        weave: str | bool = False,
     ) -> None:
         self.in_process = not torch.cuda.is_available() if in_process is None else in_process
         self._settings = Settings(deterministic, max_batch, threads)
@@ -83,6 +89,8 @@ class LocalBackend:
         self._check_engine()
         self._workers: dict[str, AnyWorker] = {}
         self._dialects: dict[str, Dialect] = {}
+        self._weave = "art_mcp" if weave is True else weave or ""
+        self.tracer: WeaveTracer | None = None
         self._voices: dict[str, Voice] = {}
         self._endpoint: Endpoint | None = None
 
@@ -99,6 +107,8 @@ class LocalBackend:
         bridged exactly."""
         if trainable.name in self._workers:
             raise ModelError(f"a model named {trainable.name!r} is registered already: give this one another name")
+        if self._weave and self.tracer is None:
+            self.tracer = await open_weave(self._weave)
         self._dialects[trainable.name] = await asyncio.to_thread(load_dialect, trainable.spec)
         load = partial(self._start, trainable.name, trainable.spec)
         if self._engine_of(trainable.spec) == "vllm":
@@ -142,7 +152,10 @@ class LocalBackend:
     async def train(self, trainable: Trainable, groups: Sequence[TrajectoryGroup], *, config: TrainConfig) -> dict[str, float]:
         """One optimizer step on `groups`, then the new policy is published. Raises TrainError for groups without spans."""
         worker = self._worker(trainable)
-        return await worker.train(make_samples(groups, config, step=worker.step), config)
+        with traced(self.tracer, "train_step", model=trainable.name, step=worker.step, groups=len(groups)) as tell:
+            metrics = await worker.train(make_samples(groups, config, step=worker.step), config)
+            tell(metrics)
+        return metrics
 
     async def imitate(self, trainable: Trainable, samples: Sequence[Sample], *, config: TrainConfig) -> dict[str, float]:
         """One supervised step on demonstrations (`core.samples.demonstration`), then the new policy is published."""
@@ -198,6 +211,9 @@ class LocalBackend:
             while self._workers:
                 _, worker = self._workers.popitem()
                 await worker.close()
+            if self.tracer is not None:
+                await self.tracer.close()
+                self.tracer = None
 
     def _worker(self, trainable: Trainable) -> AnyWorker:
         worker = self._workers.get(trainable.name)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from art_mcp.environment import load_environment
 from art_mcp.errors import EnvironmentLoadError
-from art_mcp.types import Message
-from art_mcp.wiring.stage import Setting, model_spec, open_stage
+from art_mcp.model import Model, TrainableModel
+from art_mcp.types import Message, Trajectory, Usage
+from art_mcp.wiring.stage import Setting, model_spec, open_scene
 
 if TYPE_CHECKING:
     from art_mcp.agent.check import Verdict
@@ -18,45 +19,49 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """One rollout for the terminal: (author, text) `parts` of the token stream, `lines` of the conversation."""
+    """One rollout for the terminal: (author, text) `parts` of the token stream (a remote model has none), `lines` of the
+    conversation, `usage` as a remote model's endpoint counted it."""
 
     parts: list[tuple[str, str]]
     lines: list[tuple[str, str]]
     stop_reason: str
     reward: float
     rewards: dict[str, float]
+    usage: Usage | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-async def play_one(setting: Setting, *, split: str, number: int, temperature: float) -> Played:
+async def play_one(setting: Setting, *, split: str, number: int, temperature: float, api_key: str | None = None) -> Played:
     """Plays one scenario. Raises EnvironmentLoadError where the split has fewer."""
-    from art_mcp.agent.rollout import rollout
-    from art_mcp.local.models import load_tokenizer, model_source
-    from art_mcp.sampling.tokenizer import BackendTokenizer
+    from art_mcp.agent.group import Play, door_to
 
-    async with open_stage(setting, splits=(split,)) as stage:
-        scenarios = stage.environment.split(split)
+    async with open_scene(setting, splits=(split,), api_key=api_key) as scene:
+        scenarios = scene.environment.split(split)
         if number >= len(scenarios):
             raise EnvironmentLoadError(
                 f"split {split!r} has {len(scenarios)} scenarios: --number is at most {len(scenarios) - 1}"
             )
-        await stage.model.ready()
-        trajectory = await rollout(
-            scenarios[number],
-            sampler=stage.model.sampler(),
-            dialect=stage.model.dialect(),
-            toolbox=stage.toolbox,
-            system=stage.environment.system,
-            limits=stage.environment.limits,
-            temperature=temperature,
-            key=(setting.seed, 0),
-        )
-        scored = await stage.environment.score(trajectory, stage.toolbox)
-        tokenizer = BackendTokenizer(load_tokenizer(model_source(stage.model.spec.source)))
-    authors = [("world" if span.logprobs is None else "policy", tokenizer.decode(span.token_ids)) for span in trajectory.spans]
-    return Played(authors, spoken(trajectory.messages), trajectory.stop_reason.value, scored.reward, dict(scored.parts))
+        async with door_to(scene.model) as chat:
+            key = (setting.seed, 0)
+            play = Play(scene.model, chat, scene.environment, scene.toolbox, temperature, key, scene.tracer)
+            scored = await play.score(scenarios[number], 0, chat=chat)
+        parts = token_stream(scene.model, scored.trajectory)
+    trajectory = scored.trajectory
+    lines, reason = spoken(trajectory.messages), trajectory.stop_reason.value
+    return Played(parts, lines, reason, scored.reward, dict(scored.parts), trajectory.usage)
+
+
+def token_stream(model: Model[None], trajectory: Trajectory) -> list[tuple[str, str]]:
+    """(author, text) of each span; empty for a remote model, whose tokens nobody sees."""
+    if not isinstance(model, TrainableModel):
+        return []
+    from art_mcp.local.models import load_tokenizer, model_source
+    from art_mcp.sampling.tokenizer import BackendTokenizer
+
+    tokenizer = BackendTokenizer(load_tokenizer(model_source(model.spec.source)))
+    return [("world" if span.logprobs is None else "policy", tokenizer.decode(span.token_ids)) for span in trajectory.spans]
 
 
 def spoken(messages: Sequence[Message]) -> list[tuple[str, str]]:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from art_mcp.environment import Environment, load_environment
-from art_mcp.errors import RunError
-from art_mcp.model import TrainableModel
-from art_mcp.ports import Progress, Toolbox
+from art_mcp.errors import ConfigError, RunError
+from art_mcp.model import Model, TrainableModel
+from art_mcp.ports import Progress, Toolbox, Tracer
 from art_mcp.store.aside import put_back
 from art_mcp.store.run import MANIFEST, Run, open_run
 from art_mcp.types import LoraSpec, ModelSpec
@@ -40,11 +40,22 @@ class Setting:
     engine_python: str | None = None
     engine_args: Mapping[str, Any] = field(default_factory=dict[str, Any])
     trainer: Literal["torch", "unsloth"] | None = None
+    weave: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Ready to play and to evaluate, with any model."""
+
+    environment: Environment
+    toolbox: Toolbox
+    model: Model[None]
+    tracer: Tracer | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A Setting with everything open: ready to play."""
+    """A Setting with everything open: ready to train, too."""
 
     environment: Environment
     toolbox: Toolbox
@@ -61,6 +72,10 @@ def model_spec(setting: Setting, *, resume: bool = False) -> ModelSpec:
 
 def find_model(text: str) -> str:
     """The folder or hub id that `text` stands for. Raises RunError for a run without (that) checkpoint."""
+    if is_endpoint(text):
+        raise ConfigError(
+            f"{text} is an endpoint, whose weights are elsewhere: it can be played (rollout) and measured (eval) only"
+        )
     name, at, step = text.partition("@")
     if not Path(text).exists():
         put_back(Path(text).parent, Path(text).name)
@@ -111,14 +126,48 @@ async def open_stage(setting: Setting, *, splits: Sequence[str] = (), resume_fro
         engine_python=setting.engine_python,
         engine_args=setting.engine_args,
         trainer=setting.trainer,
+        weave=setting.weave or False,
     )
     async with backend, open_tools(environment.servers, config=setting.config, only=environment.tools) as toolbox:
         await model.register(backend)
         yield Stage(environment, toolbox, model, backend)
 
 
+@asynccontextmanager
+async def open_scene(setting: Setting, *, splits: Sequence[str], api_key: str | None = None) -> AsyncGenerator[Scene]:
+    """As `open_stage`, but the model may also be an endpoint; nothing is loaded for that."""
+    if not is_endpoint(setting.model):
+        async with open_stage(setting, splits=splits) as stage:
+            yield Scene(stage.environment, stage.toolbox, stage.model, stage.backend.tracer)
+        return
+    from art_mcp.tools import open_tools
+    from art_mcp.wiring.remote import remote_model, weave_tracer
+
+    environment = load_environment(setting.environment, **setting.options)
+    for name in splits:
+        environment.split(name)
+    model = await remote_model(setting, api_key=api_key)
+    async with (
+        weave_tracer(setting.weave) as tracer,
+        open_tools(environment.servers, config=setting.config, only=environment.tools) as toolbox,
+    ):
+        yield Scene(environment, toolbox, model, tracer)
+
+
+def is_endpoint(model: str) -> bool:
+    return model.startswith(("http://", "https://"))
+
+
 async def evaluate_stage(
-    stage: Stage, *, split: str, n: int, temperature: float, seed: int, stream: Any, label: str = "evaluating"
+    stage: Stage | Scene,
+    *,
+    split: str,
+    n: int,
+    temperature: float,
+    seed: int,
+    stream: Any,
+    label: str = "evaluating",
+    concurrency: int = 128,
 ) -> Evaluation:
     """Plays `n` scenarios of `split` once each (all there are, where there are fewer), with progress on `stream`."""
     from art_mcp.agent.evaluate import balanced, evaluate
@@ -135,5 +184,7 @@ async def evaluate_stage(
             n=n,
             temperature=temperature,
             seed=seed,
+            concurrency=concurrency,
             progress=progress,
+            tracer=stage.tracer if isinstance(stage, Scene) else None,
         )

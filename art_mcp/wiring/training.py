@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from time import monotonic
 from typing import Any
@@ -52,6 +52,7 @@ class Training:
     keep: int = 3
     warm_start: Lessons | None = None
     prepare: bool = False
+    wandb: str | None = None
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -180,8 +181,11 @@ async def train_stage(stage: Stage, training: Training, run: Run, *, stream: Any
     if plan.steps is not None:
         plan = replace(plan, steps=plan.steps + run.manifest.get("warm_start", {}).get("steps", 0))
     spent, left = seconds_of(run, first, plan.seconds)
-    with ConsoleProgress(stream, label="training", first=first, steps=plan.steps, seconds=left) as console:
-        recorder: Recorder = Both(run, console)
+    with ExitStack() as open_now:
+        others = [open_now.enter_context(metrics_to(training.wandb, run, training))] if training.wandb else ()
+        progress = ConsoleProgress(stream, label="training", first=first, steps=plan.steps, seconds=left)
+        console = open_now.enter_context(progress)
+        recorder: Recorder = Both(run, console, others)
         return await train_loop(
             stage.model,
             stage.environment,
@@ -194,6 +198,13 @@ async def train_stage(stage: Stage, training: Training, run: Run, *, stream: Any
             spent=spent,
             history=recalled(run.read_metrics()),
         )
+
+
+def metrics_to(project: str, run: Run, training: Training) -> AbstractContextManager[Recorder]:
+    """The run's metrics in a wandb project, with what was asked for as its config."""
+    from art_mcp.observe.wandb_metrics import open_wandb
+
+    return open_wandb(project, name=run.folder.name, folder=run.folder, settings=asdict(training))
 
 
 def finish(run: Run, training: Training) -> None:

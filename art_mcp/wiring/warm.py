@@ -14,6 +14,7 @@ from art_mcp.agent.imitation import Lessons, imitation_loop
 from art_mcp.agent.loop import Plan, Save, pick
 from art_mcp.errors import ConfigError, RunError, TrainError, boundary
 from art_mcp.observe.console import ConsoleProgress, of
+from art_mcp.ports import Recorder
 from art_mcp.store.run import Run
 from art_mcp.store.whole import replace_text
 from art_mcp.types import Sample, Scenario, Tool, TrainConfig, TrajectoryGroup
@@ -36,17 +37,22 @@ class LessonProgress(ConsoleProgress):
 
 @dataclass(frozen=True, slots=True)
 class Both:
-    """A Recorder that is a run folder and a console."""
+    """A Recorder that is a run folder and a console, and others where they are wanted."""
 
     run: Run
     console: ConsoleProgress
+    others: Sequence[Recorder] = ()
 
     def groups(self, step: int, groups: Sequence[TrajectoryGroup]) -> None:
         self.run.groups(step, groups)
+        for other in self.others:
+            other.groups(step, groups)
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> None:
         self.run.metrics(step, values)
         self.console.metrics(step, values)
+        for other in self.others:
+            other.metrics(step, values)
 
 
 def checkpoints_of(stage: Stage, run: Run, *, keep: int) -> Save:

@@ -168,6 +168,7 @@ class Playhouse:
     step: int = 0
     trained: list[Any] = field(default_factory=list)
     own_dialect: Any = None
+    tracer: Any = None
 
     async def register(self, trainable: Any) -> None:
         pass

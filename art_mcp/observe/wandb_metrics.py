@@ -1,0 +1,54 @@
+"""A Recorder that sends a run's metrics to Weights & Biases. wandb is imported here and only when it is switched on."""
+
+# pyright: reportMissingImports=false, reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from art_mcp.errors import ConfigError, describe
+from art_mcp.types import TrajectoryGroup
+
+
+class WandbMetrics:
+    """A Recorder of numbers by step; trajectories stay in the run's folder."""
+
+    def __init__(self, run: Any) -> None:
+        self._run = run
+
+    def groups(self, step: int, groups: Sequence[TrajectoryGroup]) -> None:
+        pass
+
+    def metrics(self, step: int, values: Mapping[str, Any]) -> None:
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        self._run.log(numbers, step=step)
+
+
+@contextmanager
+def open_wandb(project: str, *, name: str, folder: Path, settings: Mapping[str, Any]) -> Generator[WandbMetrics]:
+    """A wandb run within the block, called `name`, its files under `folder`; a run of this name that was stopped goes on.
+    WANDB_MODE=offline needs neither network nor login. Raises ConfigError where wandb is not installed or does not start."""
+    if importlib.util.find_spec("wandb") is None:
+        raise ConfigError("wandb is not installed: pip install 'art-mcp[wandb]'")
+    import wandb
+
+    entity, _, project = project.rpartition("/")
+    try:
+        run = wandb.init(
+            project=project,
+            entity=entity or None,
+            id=name,
+            name=name,
+            resume="allow",
+            dir=folder,
+            config=dict(settings),
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+    except Exception as error:
+        raise ConfigError(f"wandb does not start for project {project!r}: {describe(error)}") from error
+    with run:
+        yield WandbMetrics(run)

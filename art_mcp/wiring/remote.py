@@ -1,0 +1,55 @@
+"""The remote model that a command line names, and who watches it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import fields
+from urllib.parse import urldefrag
+
+from art_mcp.errors import ConfigError, boundary
+from art_mcp.model import Model
+from art_mcp.ports import Tracer
+from art_mcp.wiring.stage import Setting
+
+OURS = ("lora", "deterministic", "in_process", "lenient", "engine", "engine_python", "engine_args")
+"""Settings that say how a model runs here."""
+
+
+async def remote_model(setting: Setting, *, api_key: str | None) -> Model[None]:
+    """The model `URL#NAME`; without a name the only one that the endpoint has. Raises ConfigError where it has several, or
+    none, and for settings that only a model on this machine heeds."""
+    defaults = {one.name: one for one in fields(Setting)}
+    unheeded = [name for name in OURS if getattr(setting, name) not in (defaults[name].default, {})]
+    if unheeded:
+        options = ", ".join(f"--{name.removesuffix('s').replace('_', '-')}" for name in unheeded)
+        raise ConfigError(f"{setting.model} is an endpoint, which runs its model as it likes: leave out {options}")
+    url, name = urldefrag(setting.model)
+    url = url.rstrip("/")
+    return Model(name="remote", base_url=url, api_key=api_key, model=name or await only_model(url, api_key))
+
+
+async def only_model(url: str, api_key: str | None) -> str:
+    from openai import OpenAIError
+
+    with boundary(ConfigError, f"asking {url} for its models", OpenAIError):
+        async with Model(name="remote", base_url=url, api_key=api_key).openai_client() as client:
+            names = [model.id async for model in client.models.list()]
+    if len(names) != 1:
+        raise ConfigError(f"name the model, as in {url}#NAME; the endpoint has {', '.join(names[:20]) or 'none'}")
+    return names[0]
+
+
+@asynccontextmanager
+async def weave_tracer(project: str | None) -> AsyncGenerator[Tracer | None]:
+    """Traces into a weave project within the block; None without one."""
+    if project is None:
+        yield None
+        return
+    from art_mcp.observe.weave_calls import open_weave
+
+    tracer = await open_weave(project)
+    try:
+        yield tracer
+    finally:
+        await tracer.close()

@@ -1,0 +1,101 @@
+"""`--model URL#NAME`: a model behind an endpoint from the command line."""
+
+import json
+import re
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import pytest
+from anyio.from_thread import start_blocking_portal
+
+from art_mcp.local.backend import LocalBackend
+from art_mcp.model import TrainableModel
+from tests.agent.endpoints import endpoint, http, refused, said
+
+HERE = str(Path(__file__).parents[1] / "wiring" / "calculator_here.py")
+MODELS = {"object": "list", "data": [{"id": "only", "object": "model", "created": 0, "owned_by": "x"}]}
+
+
+@contextmanager
+def in_a_thread(opened):
+    """An async context manager, open in a thread with an event loop of its own."""
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(opened) as value:
+        yield value
+
+
+@asynccontextmanager
+async def served():
+    """The tiny policy's own endpoint: its address, its key, the policy's name."""
+    async with LocalBackend(in_process=True, threads=1) as backend:
+        model = TrainableModel(name="tiny")
+        await model.register(backend)
+        yield (*backend.endpoint(model), model.get_inference_name())
+
+
+def scripted(*answers):
+    def answer(body):
+        return http(200, json.dumps(MODELS)) if body.get("path") == "/v1/models" else answers[0]
+
+    return in_a_thread(endpoint(answer))
+
+
+def test_an_evaluation_over_our_own_endpoint_solves_what_the_folder_solves(art):
+    code, out, _ = art("eval", HERE, "--n", "40", "--json")
+    assert code == 0
+    folder = json.loads(out.splitlines()[-1])
+    with in_a_thread(served()) as (base_url, key, name):
+        code, out, err = art("eval", HERE, "--n", "40", "--json", "--model", f"{base_url}#{name}", "--api-key", key)
+    assert code == 0, err
+    remote = json.loads(out.splitlines()[-1])
+    assert 0 < folder["solved"] < 1
+    assert remote["usage"].pop("completion_tokens") > 100
+    solved = [[found["solved"], found["n"], found["failed"], found["by_level"]["2"]["solved"]] for found in (remote, folder)]
+    assert solved[0] == solved[1]
+    assert re.search(r"\n  tokens in \d+.*, out \d+\n", out)
+
+
+def test_the_name_may_be_left_out_where_there_is_one_model_and_prices_give_the_cost(art, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "from-outside")
+    answer = said("7", usage={"prompt_tokens": 1000, "completion_tokens": 100})
+    with scripted(answer) as seen:
+        code, out, _ = art("eval", HERE, "--n", "2", "--model", seen.base_url, "--price-in", "2", "--price-out", "10", "--json")
+    assert code == 0
+    assert "  tokens in 2000, out 200, cost 0.0060\n" in out
+    assert json.loads(out.splitlines()[-1])["cost"] == pytest.approx(0.006)
+    assert {body.get("model") for body in seen.bodies} == {None, "only"}
+    assert {headers["authorization"] for headers in seen.headers} == {"bearer from-outside"}
+
+
+def test_one_conversation_of_an_endpoint_is_shown_and_has_no_tokens(art):
+    with scripted(said("7")) as seen:
+        code, out, _ = art("rollout", HERE, "--model", f"{seen.base_url}#gpt", "--tokens", "--json")
+    assert code == 0
+    assert "#gpt is an endpoint, whose tokens nobody sees; the conversation:" in out
+    assert "\n» policy: 7\nstopped: answered" in out
+    assert json.loads(out.splitlines()[-1])["parts"] == []
+
+
+def test_an_endpoint_that_refuses_is_one_line(art):
+    with scripted(refused(401, "wrong key")) as seen:
+        for command in ("eval", "rollout"):
+            code, out, err = art(command, HERE, "--model", f"{seen.base_url}#gpt")
+            assert (code, out) == (2, "")
+            assert "wrong key" in err
+            assert err.splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["train", HERE], "is an endpoint, whose weights are elsewhere: it can be played (rollout)"),
+        (["sft", HERE], "is an endpoint, whose weights are elsewhere"),
+        (["check", HERE], "is an endpoint, whose weights are elsewhere"),
+        (["eval", HERE, "--lenient", "--engine", "vllm"], "leave out --lenient, --engine"),
+        (["eval", HERE, "--split", "tset"], "no split 'tset'"),
+    ],
+)
+def test_what_needs_a_model_of_this_machine_says_so(art, words, told):
+    code, out, err = art(*words, "--model", "http://127.0.0.1:1/v1#gpt")
+    assert (code, out) == (2, "")
+    assert told in err
+    assert err.count("\n") == 1
