@@ -52,7 +52,8 @@ class LocalBackend:
     `engine`: "vllm", a server process that ends as the child does, or "transformers"; default: vLLM where it is installed, or
     `engine_python` names the interpreter of an environment that has it, and there is a GPU (the tiny policy is faster without).
     `engine_args`: options of vLLM's own (`{"max_num_seqs": 256}`). `start`: "fast" is ready sooner, "full" compiles and samples
-    faster later. `memory_share`: of the GPU's free memory, for vLLM; the rest is the trainer's.
+    faster later. `memory_share`: of the GPU's free memory, for vLLM; the rest is the trainer's. `together`: vLLM and a trainer
+    of LoRA adapters start at the same time, not one after the other; default: where the GPU is known to hold both.
 
     `trainer`: "torch", or "unsloth", the default where it is installed, for LoRA beside vLLM.
 
@@ -72,11 +73,12 @@ class LocalBackend:
         start: Literal["fast", "full"] = "fast",
         memory_share: float = 0.45,
         trainer: TrainerName | None = None,
+        together: bool | None = None,
     ) -> None:
         self.in_process = not torch.cuda.is_available() if in_process is None else in_process
         self._settings = Settings(deterministic, max_batch, threads)
         self._engine: EngineName | None = engine or ("vllm" if engine_python else None)
-        self._vllm = VllmSettings(engine_python, engine_args or {}, start, memory_share)
+        self._vllm = VllmSettings(engine_python, engine_args or {}, start, memory_share, together=together)
         self._trainer: TrainerName | None = trainer
         self._check_engine()
         self._workers: dict[str, AnyWorker] = {}
