@@ -78,11 +78,12 @@ class VllmServer:
     async def start(self, served: Served) -> None:
         """Returns when it has answered a request for a token. Raises EngineError with its last words when it ends before, and
         ConfigError when it refuses an argument of the user's."""
-        await asyncio.to_thread(self._launch, served)
-        began = monotonic()
+        launching = asyncio.ensure_future(asyncio.to_thread(self._launch, served))
         told = False
         async with AsyncExitStack() as unfinished:
-            unfinished.push_async_callback(self.end)
+            unfinished.push_async_callback(self._end_launched, launching)
+            await asyncio.shield(launching)
+            began = monotonic()
             with anyio.move_on_after(START_SECONDS) as limit:
                 while not await self._answers(served.name):
                     if not self.alive:
@@ -131,6 +132,11 @@ class VllmServer:
             except subprocess.TimeoutExpired:
                 process.kill()
                 await asyncio.to_thread(process.wait)
+
+    async def _end_launched(self, launching: asyncio.Future[None]) -> None:
+        """Ends what a thread, which no cancellation stops, may be about to start."""
+        await asyncio.wait([launching])
+        await self.end()
 
     async def close(self) -> None:
         """Ends it for good; its log is removed."""
