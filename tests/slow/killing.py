@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
@@ -41,11 +41,6 @@ class Command:
     def family(self) -> list[psutil.Process]:
         parent = psutil.Process(self.process.pid)
         return [parent, *parent.children(recursive=True)]
-
-    def processor_seconds(self) -> float:
-        """That the family has used so far."""
-        times = [process.cpu_times() for process in self.family()]
-        return sum(used.user + used.system for used in times)
 
     def kill(self, victim: psutil.Process) -> int:
         """kill -9; returns the exit code of the command, after which nothing of it runs any more."""
@@ -83,6 +78,11 @@ def started(*args: str, folder: Path) -> Iterator[Command]:
                 with suppress(psutil.NoSuchProcess):
                     one.kill()
         process.wait()
+
+
+def processor_seconds(processes: Iterable[psutil.Process]) -> float:
+    """That they have used so far."""
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
 def steps_recorded(run: Run) -> int:

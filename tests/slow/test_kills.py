@@ -11,7 +11,7 @@ import torch
 
 from art_mcp.local.checkpoints import OPTIMIZER_FILE
 from art_mcp.store.run import Run
-from tests.slow.killing import ROOT, Command, started, steps_recorded
+from tests.slow.killing import ROOT, Command, processor_seconds, started, steps_recorded
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -45,8 +45,8 @@ def kill_at(command: Command, run: Run, *, victim: str, moment: float) -> int:
     """Kills `victim` when the run has recorded a step of its own and used `moment` seconds of processor time since."""
     before = steps_recorded(run)
     command.until(lambda: steps_recorded(run) > before)
-    used = command.processor_seconds()
-    command.until(lambda: command.processor_seconds() - used >= moment)
+    used = processor_seconds(command.family())
+    command.until(lambda: processor_seconds(command.family()) - used >= moment)
     return command.kill(victim_of(command, victim))
 
 
