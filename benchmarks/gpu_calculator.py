@@ -9,7 +9,8 @@ From a weak start in two halves, each with a test of pairs against the start:
     … --resume /tmp/half1 --against DIR/1/result.json --progress 0.3 --save /tmp/half2 --out DIR/2
 
 `--control shuffled` deals the rewards out anew; `--warm-start 0 --lenient` learns from rewards alone. `--seconds` is for the
-supervised start and reinforcement learning together; the engine's start, demonstrations and evaluations come on top.
+supervised start and reinforcement learning together; the engine's start (in which the demonstrations are
+played) and evaluations come on top.
 """
 
 from __future__ import annotations
@@ -26,16 +27,15 @@ from typing import Any
 
 import anyio
 
-from art_mcp.agent.demonstrate import sample_of, show_solutions
-from art_mcp.agent.evaluate import balanced
+from art_mcp.agent.demonstrate import Demonstration, sample_of
 from art_mcp.agent.imitation import Lessons, imitation_loop
-from art_mcp.agent.loop import check_alive, pick, summarize
+from art_mcp.agent.loop import check_alive, summarize
 from art_mcp.core.samples import make_sample
 from art_mcp.types import Sample, ScoredTrajectory, TrainConfig
 from benchmarks.gpu_replay import Recorded, cpu_seconds, first_token, replay
 from benchmarks.gpu_report import Clock, Curve, Report, describe_run, mcnemar
 from benchmarks.gpu_setup import make_backend, make_spec, parser_of
-from benchmarks.gpu_stage import Condition, Draw, measure, open_conditions, play
+from benchmarks.gpu_stage import Condition, Draw, measure, open_conditions, play, play_demonstrations
 
 MAIN, BEYOND = (1, 2, 3, 4, 5), (6, 7, 8)
 DECODINGS = {"greedy": 0.0, "sampled": 1.0}
@@ -75,6 +75,7 @@ class Run:
     clock: Clock
     report: Report
     curve: Curve
+    shown: Sequence[Demonstration]
 
     @property
     def config(self) -> TrainConfig:
@@ -127,25 +128,30 @@ def dump(path: Path | None, label: str, played: Sequence[ScoredTrajectory]) -> N
         path.write_text(json.dumps({**values, label: rows}))
 
 
-async def demonstrations(run: Run) -> list[Sample]:
-    """As many of each condition and level, played over the real tools."""
-    samples: list[Sample] = []
-    share = run.arguments.warm_start // len(run.conditions)
-    for condition in run.conditions:
-        everything = condition.train.split("train")
-        scenarios = balanced(pick(everything, step=0, count=len(everything), seed=run.arguments.seed), share)
-        shown = await show_solutions(scenarios, environment=condition.train, toolbox=condition.toolbox)
-        samples += [sample_of(one, dialect=run.model.dialect()) for one in shown]
-    return samples
+async def open_model(
+    model: Recorded, backend: Any, conditions: Sequence[Condition], arguments: argparse.Namespace
+) -> tuple[list[Demonstration], float]:
+    """Starts engine and trainer; the demonstrations, which need neither, are played meanwhile: they, and their seconds."""
+    shown: list[Demonstration] = []
+    seconds = 0.0
+
+    async def play() -> None:
+        nonlocal seconds
+        began = time.monotonic()
+        shown.extend(await play_demonstrations(conditions, count=arguments.warm_start, seed=arguments.seed))
+        seconds = time.monotonic() - began
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(model.register, backend)
+        if arguments.warm_start:
+            tasks.start_soon(play)
+    return shown, seconds
 
 
 async def warm_start(run: Run, *, seconds: float) -> dict[str, Any]:
     """Supervised steps on demonstrations; what came of them."""
     given = run.arguments
-    began = time.monotonic()
-    samples = await demonstrations(run)
-    made = time.monotonic() - began
-    run.clock.say(f"{len(samples)} demonstrations in {made:.1f} s")
+    samples = [sample_of(one, dialect=run.model.dialect()) for one in run.shown]
     lessons = Lessons(len(samples), epochs=given.warm_epochs, batch=given.warm_batch, seconds=seconds)
 
     async def imitate(batch: Sequence[Sample], config: TrainConfig) -> Mapping[str, float]:
@@ -165,7 +171,7 @@ async def warm_start(run: Run, *, seconds: float) -> dict[str, Any]:
         save=save,
         seed=given.seed,
     )
-    return {"demonstrations": len(samples), "seconds_playing": made, "seconds_learning": learned, "steps": len(run.curve.rows)}
+    return {"demonstrations": len(samples), "seconds_learning": learned, "steps": len(run.curve.rows)}
 
 
 async def reinforce(run: Run, *, seconds: float) -> dict[str, Any]:
@@ -264,10 +270,10 @@ async def main(arguments: argparse.Namespace) -> None:
             conditions = await stack.enter_async_context(open_conditions(arguments.levels, progress=arguments.progress))
             model = Recorded(name="policy", spec=make_spec(arguments))
             model.requests = []
-            await model.register(backend)
-            clock.say(f"started: {backend.facts(model)}")
-            report.add(status="started", facts=backend.facts(model), seconds_start=clock.spent())
-            run = Run(arguments, model, backend, conditions, clock, report, Curve(clock))
+            shown, playing = await open_model(model, backend, conditions, arguments)
+            clock.say(f"started: {backend.facts(model)}; {len(shown)} demonstrations played in {playing:.1f} s")
+            report.add(status="started", facts=backend.facts(model), seconds_start=clock.spent(), seconds_playing=playing)
+            run = Run(arguments, model, backend, conditions, clock, report, Curve(clock), shown)
             if not (arguments.no_before or arguments.against):
                 await evaluate_all(run, "before", levels=MAIN, reserve=EVALUATE_AFTER + min(60.0, arguments.seconds))
             await learn(run)

@@ -15,8 +15,10 @@ from typing import Any
 
 import anyio
 
-from art_mcp.agent.evaluate import evaluation, wilson
+from art_mcp.agent.demonstrate import Demonstration, show_solutions
+from art_mcp.agent.evaluate import balanced, evaluation, wilson
 from art_mcp.agent.group import gather_trajectory_groups
+from art_mcp.agent.loop import pick
 from art_mcp.environment import Environment, load_environment
 from art_mcp.model import TrainableModel
 from art_mcp.ports import Toolbox
@@ -59,6 +61,16 @@ async def open_conditions(levels: str, *, progress: float) -> AsyncGenerator[lis
             toolbox = await stack.enter_async_context(open_tools([SERVER], folder=".", only=train.tools))
             found.append(Condition(name, train, test, toolbox))
         yield found
+
+
+async def play_demonstrations(conditions: Sequence[Condition], *, count: int, seed: int) -> list[Demonstration]:
+    """As many of each condition and level, played over the real tools."""
+    shown: list[Demonstration] = []
+    for condition in conditions:
+        everything = condition.train.split("train")
+        scenarios = balanced(pick(everything, step=0, count=len(everything), seed=seed), count // len(conditions))
+        shown += await show_solutions(scenarios, environment=condition.train, toolbox=condition.toolbox)
+    return shown
 
 
 def reached(trajectory: Trajectory, *, weight: float) -> float:

@@ -18,6 +18,7 @@ from art_mcp.local.models import adapter_lora, base_of, dtype_of
 from art_mcp.local.share import settings_beside
 from art_mcp.sampling.vllm_args import Served, VllmSettings
 from art_mcp.sampling.vllm_engine import VllmEngine
+from art_mcp.sampling.vllm_server import in_thread
 from art_mcp.types import Completion, ModelSpec, Policy, Sample, SamplingParams, TrainConfig
 
 
@@ -121,7 +122,10 @@ async def open_served(name: str, spec: ModelSpec, load: Callable[[], Learner], s
         if engine is not None:
             unfinished.push_async_callback(engine.close)
             engine.begin()
-        learner = await to_thread_whole(load)
+        loaded: list[Learner] = []
+        unfinished.push_async_callback(close_all, loaded)
+        await in_thread(lambda: loaded.append(load()))
+        learner = loaded[0]
         served = served_of(name, spec, learner)
         if engine is None or served != ahead:
             # what was loaded is not what was foreseen
@@ -136,17 +140,10 @@ async def open_served(name: str, spec: ModelSpec, load: Callable[[], Learner], s
     return worker
 
 
-async def to_thread_whole(load: Callable[[], Learner]) -> Learner:
-    """What `load` makes in a thread, which a cancellation does not interrupt: it is closed once it is there."""
-    loading = asyncio.ensure_future(asyncio.to_thread(load))
-    try:
-        return await asyncio.shield(loading)
-    except asyncio.CancelledError:
-        with anyio.CancelScope(shield=True):
-            await asyncio.wait([loading])
-            if loading.exception() is None:
-                await loading.result().close()
-        raise
+async def close_all(learners: Sequence[Learner]) -> None:
+    with anyio.CancelScope(shield=True):
+        for learner in learners:
+            await learner.close()
 
 
 def served_ahead(name: str, spec: ModelSpec) -> Served | None:

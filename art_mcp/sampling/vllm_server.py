@@ -12,9 +12,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 
@@ -31,6 +32,8 @@ from art_mcp.sampling.vllm_args import (
 )
 from art_mcp.sampling.vllm_http import Connections
 
+Made = TypeVar("Made")
+
 POLL_SECONDS = 0.25
 PATIENCE_SECONDS = 2.0
 """How long a start may take before it is told."""
@@ -46,6 +49,17 @@ PREFIX = re.compile(r"^(\(.*? pid=\d+\) )?((INFO|WARNING|ERROR|DEBUG) [\d:. -]+\
 def say(line: str) -> None:
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
+
+
+async def in_thread(make: Callable[[], Made]) -> Made:
+    """What `make` makes in a thread. A cancellation waits for its end, so that what was made can be ended too."""
+    making = asyncio.ensure_future(asyncio.to_thread(make))
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait([making])
+        raise
 
 
 class VllmServer:
@@ -78,12 +92,11 @@ class VllmServer:
     async def start(self, served: Served) -> None:
         """Returns when it has answered a request for a token. Raises EngineError with its last words when it ends before, and
         ConfigError when it refuses an argument of the user's."""
-        launching = asyncio.ensure_future(asyncio.to_thread(self._launch, served))
+        began = monotonic()
         told = False
         async with AsyncExitStack() as unfinished:
-            unfinished.push_async_callback(self._end_launched, launching)
-            await asyncio.shield(launching)
-            began = monotonic()
+            unfinished.push_async_callback(self.end)
+            await in_thread(partial(self._launch, served))
             with anyio.move_on_after(START_SECONDS) as limit:
                 while not await self._answers(served.name):
                     if not self.alive:
@@ -132,11 +145,6 @@ class VllmServer:
             except subprocess.TimeoutExpired:
                 process.kill()
                 await asyncio.to_thread(process.wait)
-
-    async def _end_launched(self, launching: asyncio.Future[None]) -> None:
-        """Ends what a thread, which no cancellation stops, may be about to start."""
-        await asyncio.wait([launching])
-        await self.end()
 
     async def close(self) -> None:
         """Ends it for good; its log is removed."""
