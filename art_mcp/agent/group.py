@@ -12,10 +12,10 @@ import anyio
 
 from art_mcp.agent.rollout import name_rollout, rollout
 from art_mcp.environment import Environment
-from art_mcp.errors import RolloutError, members_of
+from art_mcp.errors import EngineError, RolloutError, members_of
 from art_mcp.model import TrainableModel
 from art_mcp.ports import Progress, Toolbox
-from art_mcp.types import FailedRollout, Scenario, ScoredTrajectory, TrajectoryGroup
+from art_mcp.types import FailedRollout, Scenario, ScoredTrajectory, StopReason, TrajectoryGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Play:
     async def attempt(self, scenario: Scenario, number: int) -> ScoredTrajectory | FailedRollout:
         """One rollout, scored; or what the world did to it."""
         try:
-            await self.model.ready()
+            starts = await self.model.ready()
             trajectory = await rollout(
                 scenario,
                 sampler=self.model.sampler(),
@@ -51,6 +51,8 @@ class Play:
                 key=self.key,
                 number=number,
             )
+            if trajectory.stop_reason is StopReason.TIME_LIMIT and await self.model.ready() != starts:
+                raise EngineError("the engine died, and another was started while this rollout's time ran")
             return await self.environment.score(trajectory, self.toolbox)
         except RolloutError as error:
             return FailedRollout(name_rollout(self.key, scenario, number), type(error).__name__, str(error))

@@ -85,9 +85,10 @@ class ServedWorker:
         """One supervised step on demonstrations, as `train`."""
         return await asyncio.shield(self._learn(self.learner.imitate, samples, config))
 
-    async def ready(self) -> None:
-        """Returns when there is a server to sample from: a new one, where it died."""
+    async def ready(self) -> int:
+        """Returns when there is a server to sample from, a new one, where it died; and how often one was started."""
         await self.engine.ready()
+        return self.engine.starts
 
     async def reset_optimizer(self) -> None:
         await self.learner.reset_optimizer()
