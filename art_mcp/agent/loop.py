@@ -6,7 +6,8 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from statistics import fmean
 from time import monotonic
 from typing import Any, Literal, TypeVar
@@ -16,7 +17,7 @@ import anyio
 from art_mcp.agent.curriculum import Curriculum, outcomes_of, solved_by_level
 from art_mcp.agent.group import gather_trajectory_groups
 from art_mcp.environment import Environment
-from art_mcp.errors import TrainError
+from art_mcp.errors import EngineError, TrainError
 from art_mcp.model import TrainableModel
 from art_mcp.ports import Progress, Recorder, Toolbox
 from art_mcp.types import Scenario, TrainConfig, TrajectoryGroup
@@ -63,7 +64,8 @@ async def train_loop(
     curriculum knows from before a resume: the step and the outcomes of each that it drew.
 
     A checkpoint is saved every `plan.save_every` steps and when the loop ends, also by an error or a cancellation, which
-    waits for a training step that has begun. Raises TrainError when every rollout of a step failed, with the first failure.
+    waits for a training step that has begun. Raises TrainError when every rollout of a step failed, with the first failure; one
+    that lost its engine is played once more before that.
     """
     began = monotonic() - spent
     book = open_book(plan, environment, recorder, history=history, began=began)
@@ -71,7 +73,8 @@ async def train_loop(
     async with saved_steps(model, save, every=plan.save_every) as taken:
         while (plan.steps is None or step < plan.steps) and (plan.seconds is None or monotonic() - began < plan.seconds):
             started = monotonic()
-            groups = await gather_trajectory_groups(
+            play = partial(
+                gather_trajectory_groups,
                 book.draw(plan, step),
                 model=model,
                 environment=environment,
@@ -83,6 +86,10 @@ async def train_loop(
                 step=step,
                 progress=progress,
             )
+            groups = await play()
+            if lost_engine(groups):
+                # another engine answers by now, or there is none to be had
+                groups = [add_failures(group, lost) for group, lost in zip(await play(), groups, strict=True)]
             check_alive(groups)
             # a step that is trained but not recorded would be missing from the run
             await to_its_end(learn(model, groups, config=config, book=book, started=started))
@@ -195,6 +202,17 @@ def shuffled_order(count: int, seed: int, lap: int) -> list[int]:
     order = list(range(count))
     random.Random(f"{seed}:{lap}:order").shuffle(order)
     return order
+
+
+def lost_engine(groups: Sequence[TrajectoryGroup]) -> bool:
+    """Whether no rollout of the batch is left, and the engine's death took some of them."""
+    kinds = {failure.kind for group in groups for failure in group.failures}
+    return EngineError.__name__ in kinds and not any(group.trajectories for group in groups)
+
+
+def add_failures(group: TrajectoryGroup, lost: TrajectoryGroup) -> TrajectoryGroup:
+    """A group that was played once more, with what became of its first attempt."""
+    return replace(group, failures=(*lost.failures, *group.failures))
 
 
 def check_alive(groups: Sequence[TrajectoryGroup]) -> None:

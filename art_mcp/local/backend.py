@@ -56,7 +56,8 @@ class LocalBackend:
     `engine`: "vllm", a server process that ends as the child does, or "transformers"; default: vLLM where it is installed, or
     `engine_python` names the interpreter of an environment that has it, and there is a GPU (the tiny policy is faster without).
     `engine_args`: options of vLLM's own (`{"max_num_seqs": 256}`). `start`: "fast" is ready sooner, "full" compiles and samples
-    faster later. `memory_share`: of the GPU's free memory, for vLLM; the rest is the trainer's.
+    faster later. `memory_share`: of the GPU's free memory, for vLLM; the rest is the trainer's. `together`: vLLM and a trainer
+    of LoRA adapters start at the same time, not one after the other; default: where the GPU is known to hold both.
 
     `trainer`: "torch", or "unsloth", the default where it is installed, for LoRA beside vLLM.
 
@@ -80,11 +81,12 @@ class LocalBackend:
         memory_share: float = 0.45,
         trainer: TrainerName | None = None,
         weave: str | bool = False,
+        together: bool | None = None,
     ) -> None:
         self.in_process = not torch.cuda.is_available() if in_process is None else in_process
         self._settings = Settings(deterministic, max_batch, threads)
         self._engine: EngineName | None = engine or ("vllm" if engine_python else None)
-        self._vllm = VllmSettings(engine_python, engine_args or {}, start, memory_share)
+        self._vllm = VllmSettings(engine_python, engine_args or {}, start, memory_share, together=together)
         self._trainer: TrainerName | None = trainer
         self._check_engine()
         self._workers: dict[str, AnyWorker] = {}
@@ -168,12 +170,11 @@ class LocalBackend:
     async def get_step(self, trainable: Trainable) -> int:
         return self._worker(trainable).step
 
-    async def ready(self, trainable: Trainable) -> None:
-        """Returns when the model can be sampled from: an engine that died is started anew, which no rollout's time should pay
-        for. Raises EngineError where it cannot be."""
+    async def ready(self, trainable: Trainable) -> int:
+        """Returns when the model can be sampled from, and how often its engine was started: one that died is started anew,
+        which no rollout's time should pay for. Raises EngineError where it cannot be."""
         worker = self._worker(trainable)
-        if isinstance(worker, ServedWorker):
-            await worker.ready()
+        return await worker.ready() if isinstance(worker, ServedWorker) else 1
 
     def sampler(self, trainable: Trainable) -> Sampler:
         return self._worker(trainable)

@@ -15,6 +15,7 @@ import anyio
 import torch
 
 from art_mcp.local.models import adapter_lora, base_of, dtype_of
+from art_mcp.local.share import settings_beside
 from art_mcp.sampling.vllm_args import Served, VllmSettings
 from art_mcp.sampling.vllm_engine import VllmEngine
 from art_mcp.sampling.vllm_server import in_thread
@@ -84,9 +85,10 @@ class ServedWorker:
         """One supervised step on demonstrations, as `train`."""
         return await asyncio.shield(self._learn(self.learner.imitate, samples, config))
 
-    async def ready(self) -> None:
-        """Returns when there is a server to sample from: a new one, where it died."""
+    async def ready(self) -> int:
+        """Returns when there is a server to sample from, a new one, where it died; and how often one was started."""
         await self.engine.ready()
+        return self.engine.starts
 
     async def reset_optimizer(self) -> None:
         await self.learner.reset_optimizer()
@@ -110,12 +112,14 @@ class ServedWorker:
 
 async def open_served(name: str, spec: ModelSpec, load: Callable[[], Learner], settings: VllmSettings) -> ServedWorker:
     """Starts vLLM with the weights of the learner that `load` makes in a thread. Adapters are served on a base that is known
-    beforehand, so both start at the same time there. Raises what either raises, with both closed."""
+    beforehand, so both start at the same time there, if a GPU is known to hold both (`share`). Raises what either raises, with
+    both closed."""
     versions = TemporaryDirectory(prefix="art-mcp-versions-", ignore_cleanup_errors=True)
     async with AsyncExitStack() as unfinished:
         unfinished.callback(versions.cleanup)
         ahead = served_ahead(name, spec)
-        engine = None if ahead is None else VllmEngine(ahead, settings)
+        beside = None if ahead is None else await asyncio.to_thread(settings_beside, ahead, settings)
+        engine = None if ahead is None or beside is None else VllmEngine(ahead, beside)
         if engine is not None:
             unfinished.push_async_callback(engine.close)
             engine.begin()

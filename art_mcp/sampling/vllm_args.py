@@ -46,13 +46,17 @@ class VllmSettings:
     `{"max_num_seqs": 512}`; they win over our choices.
 
     `start`: "fast" compiles nothing and records few CUDA graphs, "full" is vLLM's own choice: slower to start, faster later.
-    `memory_share`: of the GPU memory that is free when it starts.
+    `memory_share`: of the GPU memory that is free when it starts. `cache_bytes`: what keys and values take of it (None: what
+    vLLM measures to be left of its share, which is wrong where somebody else takes memory while it measures). `together`:
+    whether it starts while a trainer of adapters loads (None: where a GPU is known to hold both, and without a GPU).
     """
 
     python: str | None = None
     args: Mapping[str, Any] = field(default_factory=dict[str, Any])
     start: Literal["fast", "full"] = "fast"
     memory_share: float = 0.45
+    cache_bytes: int | None = None
+    together: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +135,8 @@ def speed_options(settings: VllmSettings, asked: Mapping[str, Any], *, gpu: bool
 def memory_options(settings: VllmSettings, memory: Memory | None) -> dict[str, Any]:
     """vLLM reckons its part of all memory; we give it a share of what is free."""
     if memory is not None:
-        return {"gpu_memory_utilization": round(settings.memory_share * memory.free / memory.total, 3)}
+        share = {"gpu_memory_utilization": round(settings.memory_share * memory.free / memory.total, 3)}
+        return share if settings.cache_bytes is None else {**share, "kv_cache_memory_bytes": settings.cache_bytes}
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else CPU_CACHE_BYTES
     return {"kv_cache_memory_bytes": min(CPU_CACHE_BYTES, int(free * settings.memory_share / 2))}
 

@@ -56,7 +56,7 @@ class VllmEngine:
         self._doubtful = self._closed = False
         self._open = asyncio.Event()
         self._open.set()
-        self._context = 0
+        self._context = self.starts = 0
         self.facts: dict[str, Any] = {}
 
     @property
@@ -263,6 +263,7 @@ class VllmEngine:
             await (self._load if self._adapters else self._overwrite)(self.version)
 
     async def _boot(self, served: Served) -> None:
+        self.starts += 1
         await self.server.start(served)
         await self._look()
 

@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from art_mcp.agent.loop import Plan, check_alive, pick, summarize, train_loop
-from art_mcp.errors import EnvironmentLoadError, TrainError
+from art_mcp.errors import EngineError, EnvironmentLoadError, TrainError
 from art_mcp.types import (
     FailedRollout,
     Malformed,
@@ -155,6 +155,46 @@ async def test_seconds_spent_before_a_resume_count():
     assert seconds >= notebook.lines[1]["seconds_total"]
     notebook, _ = await loop(Plan(seconds=60.0, steps=2, groups=1, rollouts=2), spent=60.0)
     assert notebook.lines == {}
+
+
+class Mortal(Playhouse):
+    """Its engine dies in the first batches of two groups of two, so many of them, and is another for the batch that follows."""
+
+    def __init__(self, deaths):
+        super().__init__(self.turns)
+        self.deaths, self.waited = deaths, 0
+
+    async def ready(self, trainable):
+        self.waited += 1
+        await anyio.lowlevel.checkpoint()
+        return 1
+
+    def turns(self):
+        house = self
+
+        class Dying(Obedient):
+            async def sample(self, token_ids, **options):
+                if house.waited <= 4 * house.deaths:
+                    raise EngineError("vLLM was killed by SIGKILL")
+                return await super().sample(token_ids, **options)
+
+        return Dying()
+
+
+async def test_a_batch_that_lost_its_engine_is_played_once_more_with_the_one_that_follows():
+    house = Mortal(deaths=1)
+    notebook, _ = await loop(Plan(steps=2, groups=2, rollouts=2), house=house)
+    assert [(notebook.lines[step]["rollouts"], notebook.lines[step]["failed_rollouts"]) for step in (0, 1)] == [(4, 4), (4, 0)]
+    ids = [one.trajectory.rollout_id for groups in house.trained for group in groups for one in group.trajectories]
+    assert len(ids) == len(set(ids)) == 8
+    assert house.waited == 3 * 4
+
+
+async def test_an_engine_that_dies_again_in_the_same_batch_ends_the_run():
+    house = Mortal(deaths=2)
+    with pytest.raises(TrainError, match="every rollout failed, first with EngineError: vLLM was killed by SIGKILL"):
+        await loop(Plan(steps=2, groups=2, rollouts=2), house=house)
+    assert house.waited == 2 * 4
 
 
 async def test_a_step_in_which_every_rollout_failed_stops_the_run_with_the_first_failure_and_a_checkpoint():

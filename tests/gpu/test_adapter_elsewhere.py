@@ -101,7 +101,7 @@ class OnPlainServer(TrainableModel[None]):
         return self
 
     async def ready(self):
-        pass
+        return 1
 
     def sampler(self):
         return self._plain

@@ -265,4 +265,4 @@ def test_a_parent_that_is_killed_leaves_no_process():
             processes = psutil.Process(parent.pid).children(recursive=True)
         parent.send_signal(signal.SIGKILL)
     assert len(processes) >= 4  # the launcher, its guard, the server, its engine
-    assert psutil.wait_procs(processes, timeout=20)[1] == []
+    assert psutil.wait_procs(processes, timeout=10)[1] == []

@@ -176,6 +176,7 @@ async def test_a_killed_server_fails_what_is_in_flight_and_the_next_request_star
     turns = await asyncio.gather(*(draw(engine) for _ in range(3)))
     assert {turn.span.policy_version for turn in turns} == {1}
     assert (await told(engine))[0] == "load policy@1"
+    assert engine.starts == 2
     assert not first.is_running()
     assert (tmp_path / "v1").exists()
 
