@@ -26,6 +26,7 @@ from art_mcp.errors import ArtMcpError, ToolServerError, boundary, describe, sol
 from art_mcp.tools.config import resolve
 from art_mcp.tools.http_client import PostClient, sse_http_client
 from art_mcp.tools.inprocess import ServerObject, load_server
+from art_mcp.tools.results import whole
 from art_mcp.types import ServerSpec
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ class Endpoint:
 
     def failure(self, what: str) -> ToolServerError:
         """A ToolServerError that names the server, without its secrets."""
-        return ToolServerError(f"server {self.spec.name!r} {self.masked(what)}")
+        return ToolServerError(f"server {self.spec.name!r} {self.masked(whole(what))}")
 
     def masked(self, text: str) -> str:
         for secret in sorted(self.secrets, key=len, reverse=True):

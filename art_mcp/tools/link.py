@@ -15,7 +15,7 @@ from art_mcp.errors import ToolServerError, boundary, describe
 from art_mcp.tools.connect import Connection, Era, connect
 from art_mcp.tools.endpoint import FAILURES, Endpoint
 from art_mcp.tools.inprocess import ServerObject
-from art_mcp.tools.results import read_result
+from art_mcp.tools.results import read_result, whole
 from art_mcp.types import ServerSpec, ToolResult
 
 SERVER_FAULTS = frozenset({INTERNAL_ERROR, INVALID_REQUEST, PARSE_ERROR})
@@ -108,7 +108,7 @@ class Link:
             raise failure from error
         if error.code in SERVER_FAULTS:
             raise endpoint.failure(f"failed at {tool!r}: {error.message}") from error
-        return ToolResult(error.message, is_error=True)
+        return ToolResult(whole(error.message), is_error=True)
 
 
 async def list_tools(client: Client) -> tuple[mcp.types.Tool, ...]:
