@@ -14,6 +14,7 @@ from art_mcp.errors import ConfigError, boundary
 HELP = "Call one tool and print its result. Its own error is one line on stderr and exit code 1."
 EXAMPLE = """Example: art-mcp call calculator add '{"a": 2, "b": 40}'"""
 SAMPLE = """'{"a": 2}'"""
+WANTED = f"the arguments of the call must be a JSON object, such as {SAMPLE}"
 
 Server = Annotated[
     str,
@@ -59,10 +60,13 @@ def read_arguments(text: str) -> dict[str, Any]:
     try:
         value = read_whole(written.strip() or "{}")
     except NotJson as error:
-        arrived = "" if text == "-" else f"; what arrived is {clip(text)}, so write it in single quotes, such as {SAMPLE}"
+        if not written.lstrip().startswith("{"):
+            raise ConfigError(f"{WANTED}, not {clip(quote(written.strip()))}") from None
+        lost = f", so write it in single quotes, such as {SAMPLE}" if '"' not in text else ""  # the shell took the double ones
+        arrived = "" if text == "-" else f"; what arrived is {clip(text)}{lost}"
         raise ConfigError(f"the arguments of the call: {error}{arrived}") from None
     if not isinstance(value, dict):
-        raise ConfigError(f"the arguments of the call must be a JSON object, such as {SAMPLE}, not {quote(value)}")
+        raise ConfigError(f"{WANTED}, not {quote(value)}")
     return cast("dict[str, Any]", value)
 
 

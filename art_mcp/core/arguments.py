@@ -4,31 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from art_mcp.core.complaints import complain
+from art_mcp.core.quick import Check, quick_check
 from art_mcp.core.schemas import close, make_usable
 from art_mcp.types import JsonObject, Tool
 
 if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
 
-SCALARS: Mapping[str, frozenset[type]] = {
-    "string": frozenset({str}),
-    "integer": frozenset({int}),
-    "number": frozenset({int, float}),
-    "boolean": frozenset({bool}),
-    "null": frozenset({type(None)}),
-}
-"""Exact types, so a bool is no number. A float such as 1.0 is an integer too: that is left to jsonschema."""
-
-ANNOTATIONS = frozenset(
-    {"$comment", "$schema", "default", "deprecated", "description", "examples", "format", "readOnly", "title", "writeOnly"}
-)
-FLAT = ANNOTATIONS | {"type", "properties", "required", "additionalProperties"}
 REMEMBERED = 4096
 
 
@@ -40,22 +28,10 @@ class Validator(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """A tool's schema, closed to unknown arguments, as JSON text; and its quick form where the schema is flat and scalar."""
+    """A tool's schema, closed to unknown arguments, as JSON text; and the closure that sees at once that arguments fit."""
 
     schema_text: str
-    types: Mapping[str, frozenset[type]] | None
-    required: frozenset[str]
-
-    def surely_fits(self, arguments: JsonObject) -> bool:
-        """True only where jsonschema accepts too; False means that jsonschema must decide."""
-        types = self.types
-        if types is None:
-            return False
-        for name, value in arguments.items():
-            allowed = types.get(name)
-            if allowed is None or type(value) not in allowed:
-                return False
-        return self.required <= arguments.keys()
+    surely_fits: Check | None
 
 
 def validate(arguments: JsonObject, tool: Tool) -> str | None:
@@ -67,7 +43,7 @@ def validate(arguments: JsonObject, tool: Tool) -> str | None:
     of the schema (nothing is fetched), and from a pattern that Python cannot read on, nothing more is checked.
     """
     signature = signature_of(tool)
-    if signature.surely_fits(arguments):
+    if signature.surely_fits is not None and signature.surely_fits(arguments):
         return None
     errors = list(find_errors(signature.schema_text, arguments))
     return complain(errors, tool.name) if errors else None
@@ -91,44 +67,7 @@ _signatures: dict[int, tuple[Tool, Signature]] = {}
 @lru_cache(REMEMBERED)
 def read_signature(parameters: str) -> Signature:
     schema = close(json.loads(parameters))
-    types, required = flat_types(schema), schema.get("required", ())
-    return Signature(json.dumps(schema), types, frozenset(required if types is not None else ()))
-
-
-def flat_types(schema: Mapping[str, Any]) -> dict[str, frozenset[type]] | None:
-    """The types by argument name, where the schema says nothing else; None otherwise."""
-    properties, required = schema.get("properties", {}), schema.get("required", [])
-    if not schema.keys() <= FLAT or schema.get("type") != "object" or schema["additionalProperties"] is not False:
-        return None
-    if not isinstance(properties, dict) or not isinstance(required, list):
-        return None
-    if not all(isinstance(name, str) for name in cast("list[object]", required)):
-        return None
-    types = {name: scalar_types(rule) for name, rule in cast("dict[str, object]", properties).items()}
-    known = {name: allowed for name, allowed in types.items() if allowed is not None}
-    return known if len(known) == len(types) else None
-
-
-def scalar_types(rule: object) -> frozenset[type] | None:
-    """What a property may be, where its rule is a scalar type, a list of those, or `anyOf` of those."""
-    if not isinstance(rule, dict):
-        return None
-    keys = cast("dict[str, Any]", rule).keys() - ANNOTATIONS
-    if keys == {"type"}:
-        names = cast("Any", rule["type"])
-        return union([SCALARS.get(name) if isinstance(name, str) else None for name in as_list(names)])
-    if keys == {"anyOf"}:
-        return union([scalar_types(branch) for branch in as_list(cast("Any", rule["anyOf"]))])
-    return None
-
-
-def union(kinds: list[frozenset[type] | None]) -> frozenset[type] | None:
-    known = [kind for kind in kinds if kind is not None]
-    return frozenset[type]().union(*known) if known and len(known) == len(kinds) else None
-
-
-def as_list(value: object) -> list[Any]:
-    return cast("list[Any]", value) if isinstance(value, list) else [value]
+    return Signature(json.dumps(schema), quick_check(schema))
 
 
 def find_errors(schema_text: str, arguments: JsonObject) -> Iterator[ValidationError]:

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from art_mcp.core.parse import Parsed, parse_calls
 from art_mcp.core.sandbox import plain
 from art_mcp.core.template import USER, ChatTemplate
+from art_mcp.core.turns import Shape, shape_of
 from art_mcp.errors import TemplateError
 from art_mcp.ports import Tokenizer
 from art_mcp.types import Malformed, Message, Tool, ToolCall
@@ -23,6 +24,8 @@ OPENINGS = 256
 """How many whole openings: the rollouts of a group have the same one."""
 SPELLINGS = 4096
 """How many single tokens, whose texts clients of an endpoint ask for."""
+BRIDGES = 256
+"""How many bridges: rollouts of a group often make the same call and get the same result."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +52,7 @@ class TemplateDialect:
         self._split = lru_cache(maxsize=HEADS)(self._find_split)
         self._opening = lru_cache(maxsize=OPENINGS)(self._find_opening)
         self._spelling = lru_cache(maxsize=SPELLINGS)(self._spell)
+        self._bridge = lru_cache(maxsize=BRIDGES)(self._find_bridge)
 
     @property
     def stop_token_ids(self) -> frozenset[int]:
@@ -66,8 +70,12 @@ class TemplateDialect:
 
     def bridge(self, reply: Message, following: Sequence[Message], last_token: int) -> list[int]:
         """The tokens between the policy's turn and its next one; only what is new is rendered and tokenized."""
-        text = self._template.bridge_text(reply, following, ended_with=self._stops.get(last_token, ""))
-        return self._tokenizer.encode(text)
+        return list(self._bridge(shape_of(reply), json.dumps(plain(following)), last_token))
+
+    def _find_bridge(self, shape: Shape, following: str, last_token: int) -> tuple[int, ...]:
+        ended_with = self._stops.get(last_token, "")
+        text = self._template.bridge_text(shape.stand_in(), json.loads(following), ended_with=ended_with)
+        return tuple(self._tokenizer.encode(text))
 
     def written(self, before: Sequence[Message], reply: Message, tools: Sequence[Tool]) -> list[int]:
         """The tokens that the policy would have sampled for `reply` in the template's own form, its stop token included."""

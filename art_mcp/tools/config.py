@@ -30,7 +30,7 @@ def load_config(path: str | Path) -> Mapping[str, ServerSpec]:
     """
     path = Path(path)
     if not os.path.exists(path):
-        raise ConfigError(f"no config file at {path}")
+        raise ConfigError(f"no config file at {path}; --config names another")
     with boundary(ConfigError, f"reading {path}", OSError, UnicodeDecodeError):
         text = path.read_text(encoding="utf-8-sig")  # editors on Windows put a mark before the text
     try:

@@ -24,7 +24,9 @@ from mcp.types import CONNECTION_CLOSED, INTERNAL_ERROR, METHOD_NOT_FOUND
 from art_mcp.child import launch_command
 from art_mcp.errors import ArtMcpError, ToolServerError, boundary, describe, sole_cause
 from art_mcp.tools.config import resolve
+from art_mcp.tools.http_client import PostClient, sse_http_client
 from art_mcp.tools.inprocess import ServerObject, load_server
+from art_mcp.tools.results import whole
 from art_mcp.types import ServerSpec
 
 if TYPE_CHECKING:
@@ -106,7 +108,9 @@ class Endpoint:
                 started = StdioServerParameters(command=command, args=args, env=dict(spec.env), cwd=spec.cwd)
                 return stdio_client(started, errlog=self.log.file)
             case "sse":
-                return sse_client(spec.url, dict(spec.headers), timeout=HTTP_SECONDS, sse_read_timeout=math.inf)
+                return sse_client(
+                    spec.url, dict(spec.headers), HTTP_SECONDS, sse_read_timeout=math.inf, httpx_client_factory=sse_http_client
+                )
             case "streamable-http":
                 return http_transport(spec.url, spec.headers)
             case "in-process":
@@ -124,7 +128,7 @@ class Endpoint:
 
     def failure(self, what: str) -> ToolServerError:
         """A ToolServerError that names the server, without its secrets."""
-        return ToolServerError(f"server {self.spec.name!r} {self.masked(what)}")
+        return ToolServerError(f"server {self.spec.name!r} {self.masked(whole(what))}")
 
     def masked(self, text: str) -> str:
         for secret in sorted(self.secrets, key=len, reverse=True):
@@ -201,10 +205,8 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
 async def http_transport(url: str, headers: Mapping[str, str]) -> AsyncGenerator[TransportStreams]:
     """Streamable HTTP without the SDK's limits: any size of event, any number of calls at once, any wait for a result (the
     session's own timeout ends it)."""
-    timeout = httpx2.Timeout(HTTP_SECONDS, read=None)
-    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
     async with (
-        httpx2.AsyncClient(headers=dict(headers), timeout=timeout, limits=limits) as client,
+        PostClient(dict(headers), httpx2.Timeout(HTTP_SECONDS, read=None)) as client,
         streamable_http_client(url, http_client=client, max_sse_event_size=None) as streams,
     ):
         yield streams

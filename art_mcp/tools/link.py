@@ -15,7 +15,7 @@ from art_mcp.errors import ToolServerError, boundary, describe
 from art_mcp.tools.connect import Connection, Era, connect
 from art_mcp.tools.endpoint import FAILURES, Endpoint
 from art_mcp.tools.inprocess import ServerObject
-from art_mcp.tools.results import read_result
+from art_mcp.tools.results import read_result, whole
 from art_mcp.types import ServerSpec, ToolResult
 
 SERVER_FAULTS = frozenset({INTERNAL_ERROR, INVALID_REQUEST, PARSE_ERROR})
@@ -41,6 +41,7 @@ class Link:
     ready: anyio.Event = field(default_factory=anyio.Event)
     connection: Connection | None = None
     tools: tuple[mcp.types.Tool, ...] = ()
+    repeatable: frozenset[str] = frozenset()
     failure: ToolServerError | None = None
 
     async def serve(self, closing: anyio.Event) -> None:
@@ -57,6 +58,7 @@ class Link:
                 self.connection = connection
                 with boundary(ToolServerError, f"listing the tools of server {self.name!r}", *FAILURES):
                     self.tools = await list_tools(connection.client)
+                self.repeatable = frozenset(tool.name for tool in self.tools if is_repeatable(tool))
                 self.ready.set()
                 while not closing.is_set():
                     with anyio.move_on_after(TRIM_SECONDS):
@@ -75,12 +77,24 @@ class Link:
         if self.failure is not None or connection is None:
             raise ToolServerError(str(self.failure))
         try:
-            result = await connection.client.call_tool(tool, dict(arguments))
+            result = await self.request(connection, tool, dict(arguments))
         except MCPError as error:
             return self.judge(error, tool, endpoint=connection.endpoint)
         except (RuntimeError, *FAILURES) as error:  # RuntimeError: structured content against the tool's own schema
             raise connection.endpoint.failure(f"answered {tool!r} wrongly: {describe(error)}") from error
         return read_result(result, limit=limit)
+
+    async def request(self, connection: Connection, tool: str, arguments: dict[str, Any]) -> mcp.types.CallToolResult:
+        """Over HTTP, a call whose own connection closed is made once more, where the server says that calling its tool twice is
+        the same as calling it once; elsewhere nobody can tell whether it was executed."""
+        client = connection.client
+        try:
+            return await client.call_tool(tool, arguments)
+        except MCPError as error:
+            over_http = connection.endpoint.spec.transport == "streamable-http"
+            if error.code != CONNECTION_CLOSED or not over_http or tool not in self.repeatable:
+                raise
+        return await client.call_tool(tool, arguments)
 
     def judge(self, error: MCPError, tool: str, *, endpoint: Endpoint) -> ToolResult:
         """The result that a protocol error is where the call was at fault; ToolServerError where the server or the way was."""
@@ -94,7 +108,7 @@ class Link:
             raise failure from error
         if error.code in SERVER_FAULTS:
             raise endpoint.failure(f"failed at {tool!r}: {error.message}") from error
-        return ToolResult(error.message, is_error=True)
+        return ToolResult(whole(error.message), is_error=True)
 
 
 async def list_tools(client: Client) -> tuple[mcp.types.Tool, ...]:
@@ -105,3 +119,8 @@ async def list_tools(client: Client) -> tuple[mcp.types.Tool, ...]:
         page = await client.list_tools(cursor=page.next_cursor)
         tools = [*tools, *page.tools]
     return tuple(tools)
+
+
+def is_repeatable(tool: mcp.types.Tool) -> bool:
+    hints = tool.annotations
+    return hints is not None and (hints.read_only_hint is True or hints.idempotent_hint is True)

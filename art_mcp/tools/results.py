@@ -24,14 +24,15 @@ TEXT_LIMIT = 16_000
 def read_result(result: CallToolResult, *, limit: int = TEXT_LIMIT) -> ToolResult:
     """The result as text of at most `limit` characters, plus a tail that says how many were cut.
 
-    Text and descriptions of other content, one block a line; structured content only where there is no block at all.
+    Text and descriptions of other content, one block a line; structured content only where there is no block at all. Half
+    characters, which an in-process tool can return, become U+FFFD: no tokenizer and no file takes them.
     """
     structured = result.structured_content
     if result.content or structured is None:
         text = "\n".join(map(describe_block, result.content))
     else:
         text = json.dumps(structured, ensure_ascii=False)
-    return ToolResult(cut(text, limit), is_error=result.is_error, structured=structured)
+    return ToolResult(cut(whole(text), limit), is_error=result.is_error, structured=structured)
 
 
 def describe_block(block: ContentBlock) -> str:
@@ -67,3 +68,10 @@ def cut(text: str, limit: int) -> str:
     if len(text) <= limit:
         return text
     return f"{text[:limit]}\n[{len(text) - limit} more characters cut]"
+
+
+def whole(text: str) -> str:
+    """The text with two halves of a character joined, and U+FFFD for a half (a lone surrogate)."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

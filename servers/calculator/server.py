@@ -33,6 +33,9 @@ INSTRUCTIONS: Final = (
 )
 SAFE: Final = ToolAnnotations(read_only_hint=True, idempotent_hint=True, destructive_hint=False, open_world_hint=False)
 
+KEPT_SECONDS: Final = 75
+"""For an idle connection. Clients keep theirs for 5 s, and so would uvicorn: a request that crosses the close is lost."""
+
 # WARNING: the SDK configures the root logger, also in a program that only imports this module.
 server = MCPServer("calculator", instructions=INSTRUCTIONS, version="1.0.0", log_level="WARNING")
 
@@ -136,7 +139,11 @@ def bracketed(host: str) -> str:
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket, so that clients can connect as soon as its address is known. Raises OSError."""
     address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    return socket.create_server(address[4][:2], family=address[0], backlog=128)
+    listening = socket.create_server(address[4][:2], family=address[0], backlog=128)
+    # Connections inherit it. asyncio sets it only where a socket says that it is TCP, which those of create_server do not, and
+    # then the end of each answer waits 40 ms for the client's acknowledgement of its beginning.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
 
 
 def explain(error: OSError, host: str, *, port: int) -> str:
@@ -156,7 +163,7 @@ def serve_http(transport: str, *, listening: socket.socket, host: str, extra_hos
     sys.stderr.write(f"calculator: serving {url} (Ctrl-C ends)\n")
     # The SDK raises after it has refused a request or ended a stream, and uvicorn would log that with a traceback; what a
     # tool raises, the SDK logs. Without the time limit, a client's open stream would outlast Ctrl-C.
-    config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1, timeout_keep_alive=KEPT_SECONDS)
     uvicorn.Server(config).run(sockets=[listening])
 
 

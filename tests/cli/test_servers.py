@@ -119,6 +119,11 @@ MISTAKES = {
         [CALCULATOR, "sqrt", "{a: 4}"],
         'line 1, column 2: put names in double quotes ("); what arrived is {a: 4},',
     ),
+    "a trailing comma": (
+        [CALCULATOR, "sqrt", '{"a": 4,}'],
+        'line 1, column 9: remove the comma before the closing bracket; what arrived is {"a": 4,}\n',
+    ),
+    "words": ([CALCULATOR, "sqrt", "a=4"], 'must be a JSON object, such as \'{"a": 2}\', not "a=4"'),
     "no object": ([CALCULATOR, "sqrt", "[4]"], "must be a JSON object, such as '{\"a\": 2}', not [4]"),
     "too slow": ([ODD, "pause", '{"seconds": 30}', "--timeout", "0.1"], "did not answer 'pause' within 0.1 s"),
     "dead server": (["gone", "add"], "server 'gone' cannot start"),

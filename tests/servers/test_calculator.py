@@ -246,6 +246,13 @@ def test_requests_for_this_machine_and_the_allowed_hosts_are_answered(url: str):
     assert status(url, Host="localhost") == 200
 
 
+def test_what_it_answers_over_http_is_sent_at_once():
+    with calculator.listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_a_port_in_use_is_one_line_and_exit_code_2():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

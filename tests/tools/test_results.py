@@ -2,7 +2,8 @@
 
 import pytest
 from mcp import MCPError
-from mcp.server import Server
+from mcp.server import MCPServer, Server
+from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import INTERNAL_ERROR, INVALID_PARAMS, CallToolResult, ListToolsResult, Tool
 from odd import odd_in_process, odd_stdio, text_of
 
@@ -77,3 +78,40 @@ async def test_a_protocol_error_about_the_server_is_its_failure_and_the_next_cal
         with pytest.raises(ToolServerError, match="server 'strict' failed at 'one': as you wish"):
             await toolbox.call(ToolCall("one", {"code": INTERNAL_ERROR}))
         assert await toolbox.call(ToolCall("one", {})) == ToolResult('{"π": 3}', structured={"π": 3})
+
+
+HALF = "\ud83d"
+
+
+def halving_server() -> MCPServer:
+    """Its texts have halves of characters: one alone, and two that belong together."""
+    server = MCPServer("halving", log_level="CRITICAL")
+
+    @server.tool(structured_output=False)
+    async def say() -> str:
+        return f"é {HALF} \ud83d\ude00"
+
+    @server.tool()
+    async def tell() -> CallToolResult:
+        return CallToolResult(content=[], structured_content={"a": HALF})
+
+    @server.tool()
+    async def refuse() -> str:
+        raise ToolError(f"no {HALF}")
+
+    @server.tool()
+    async def fail(code: int) -> str:
+        raise MCPError(code, f"no {HALF}")
+
+    return server
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_half_characters_of_an_in_process_tool_become_whole_ones(mode):
+    async with open_tools([halving_server()], mode=mode) as toolbox:
+        assert await text_of(toolbox, "say") == "é \ufffd \U0001f600"
+        assert await text_of(toolbox, "tell") == '{"a": "\ufffd"}'
+        assert await text_of(toolbox, "refuse") == "Error executing tool refuse: no \ufffd"
+        assert await text_of(toolbox, "fail", code=INVALID_PARAMS) == "no \ufffd"
+        with pytest.raises(ToolServerError, match="failed at 'fail': no \ufffd"):
+            await text_of(toolbox, "fail", code=INTERNAL_ERROR)
