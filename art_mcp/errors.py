@@ -47,6 +47,10 @@ class EngineError(RolloutError):
     """The sampling engine failed, or was asked for more than it can hold."""
 
 
+class AgentError(RolloutError):
+    """An agent of somebody else's raised, gave up, did not end in time, or never asked the policy."""
+
+
 class RewardError(RolloutError):
     """A reward function raised."""
 

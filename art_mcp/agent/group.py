@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import anyio
 
@@ -17,12 +17,14 @@ from art_mcp.model import TrainableModel
 from art_mcp.ports import Progress, Toolbox
 from art_mcp.types import FailedRollout, Scenario, ScoredTrajectory, TrajectoryGroup
 
+Outcome: TypeAlias = ScoredTrajectory | FailedRollout
+
 
 @dataclass(frozen=True, slots=True)
 class Silent:
     """Progress that nobody watches."""
 
-    def finished(self, outcome: ScoredTrajectory | FailedRollout) -> None:
+    def finished(self, outcome: Outcome) -> None:
         pass
 
 
@@ -36,7 +38,7 @@ class Play:
     temperature: float
     key: tuple[int, int]
 
-    async def attempt(self, scenario: Scenario, number: int) -> ScoredTrajectory | FailedRollout:
+    async def attempt(self, scenario: Scenario, number: int) -> Outcome:
         """One rollout, scored; or what the world did to it."""
         try:
             trajectory = await rollout(
@@ -76,23 +78,40 @@ async def gather_trajectory_groups(
     """
     key = (seed, await model.get_step() if step is None else step)
     play = Play(model, environment, toolbox, temperature, key)
+
+    async def attempt(scenario: Scenario, number: int) -> Sequence[Outcome]:
+        return [await play.attempt(scenario, number)]
+
+    return await gather_groups(attempt, scenarios, rollouts=rollouts, concurrency=concurrency, progress=progress)
+
+
+async def gather_groups(
+    attempt: Callable[[Scenario, int], Awaitable[Sequence[Outcome]]],
+    scenarios: Sequence[Scenario],
+    *,
+    rollouts: int,
+    concurrency: int,
+    progress: Progress | None,
+) -> list[TrajectoryGroup]:
+    """A group for each scenario, of what `attempt(scenario, number)` made of its rollouts: a failure, or a trajectory and its
+    branches, of which `progress` is told the last. What `attempt` raises is raised, the first one as it is."""
     limiter, watcher = anyio.CapacityLimiter(concurrency), progress or Silent()
     firsts = first_numbers(scenarios, rollouts)
-    outcomes: dict[tuple[int, int], ScoredTrajectory | FailedRollout] = {}
+    outcomes: dict[tuple[int, int], Sequence[Outcome]] = {}
 
-    async def attempt(place: int, number: int) -> None:
+    async def one(place: int, number: int) -> None:
         async with limiter:
-            outcome = await play.attempt(scenarios[place], firsts[place] + number)
+            outcome = await attempt(scenarios[place], firsts[place] + number)
         outcomes[place, number] = outcome
-        watcher.finished(outcome)
+        watcher.finished(outcome[-1])
 
     with first_failure():
         async with anyio.create_task_group() as tasks:
             for place in range(len(scenarios)):
                 for number in range(rollouts):
-                    tasks.start_soon(attempt, place, number)
+                    tasks.start_soon(one, place, number)
     return [
-        make_group(scenario, [outcomes[place, number] for number in range(rollouts)])
+        make_group(scenario, [outcome for number in range(rollouts) for outcome in outcomes[place, number]])
         for place, scenario in enumerate(scenarios)
     ]
 
@@ -121,7 +140,7 @@ def first_failure() -> Generator[None]:
         raise failure
 
 
-def make_group(scenario: Scenario, outcomes: Sequence[ScoredTrajectory | FailedRollout]) -> TrajectoryGroup:
+def make_group(scenario: Scenario, outcomes: Sequence[Outcome]) -> TrajectoryGroup:
     return TrajectoryGroup(
         trajectories=tuple(outcome for outcome in outcomes if isinstance(outcome, ScoredTrajectory)),
         failures=tuple(outcome for outcome in outcomes if isinstance(outcome, FailedRollout)),
