@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Generic, TypeVar, overload
 
 from pydantic import BaseModel
 
 from art_mcp.errors import ModelError
 from art_mcp.ports import Backend, Dialect, Sampler
 from art_mcp.types import LoraSpec, ModelSpec, TrainConfig, TrajectoryGroup
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
 
 ModelConfig = TypeVar("ModelConfig", bound=BaseModel | None)
 
@@ -103,3 +106,15 @@ class TrainableModel(Model[ModelConfig]):
     def dialect(self) -> Dialect:
         """How this model's conversations become tokens and back."""
         return self.backend.dialect(self)
+
+    def get_inference_name(self) -> str:
+        """The current policy as an endpoint calls it, `name@step`; its name alone is always the current one."""
+        return str(self.sampler().policy)
+
+    def openai_client(self) -> AsyncOpenAI:
+        """A client of this model's own OpenAI-compatible endpoint, for any agent: `model=` is this model's `name`, or
+        `get_inference_name()` for this policy and no later one. Called where the backend's event loop runs."""
+        from openai import AsyncOpenAI
+
+        base_url, key = self.backend.endpoint(self)
+        return AsyncOpenAI(base_url=base_url, api_key=key)

@@ -56,6 +56,18 @@ class Dialect(Protocol):
         """The assistant message that a sampled turn stands for, and every call that the policy began in it."""
         ...
 
+    def read_text(self, text: str, tools: Sequence[Tool]) -> tuple[Message, tuple[ToolCall | Malformed, ...]]:
+        """`read` of a turn's text, without its stop token."""
+        ...
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """The text of a sampled turn, without the stop token that it may end with."""
+        ...
+
+    def spelling(self, token_id: int) -> str:
+        """The text of one token; one that is a part of a character has U+FFFD in it."""
+        ...
+
     def written(self, before: Sequence[Message], reply: Message, tools: Sequence[Tool]) -> list[int]:
         """The tokens that the policy would have sampled for `reply` in the template's own form, its stop token included."""
         ...
@@ -134,6 +146,11 @@ class Backend(Protocol):
     def sampler(self, trainable: Trainable) -> Sampler: ...
 
     def dialect(self, trainable: Trainable) -> Dialect: ...
+
+    def endpoint(self, trainable: Trainable) -> tuple[str, str]:
+        """The base URL and the key of an OpenAI-compatible endpoint of the model, which ends with the backend. Called where
+        the backend's event loop runs."""
+        ...
 
     async def save(self, trainable: Trainable, folder: str) -> None:
         """Writes a checkpoint (weights, optimizer, RNG) from which training goes on exactly."""

@@ -21,6 +21,8 @@ HEADS = 64
 """How many shared openings are kept as tokens: one for each system message and set of tools that is in use at a time."""
 OPENINGS = 256
 """How many whole openings: the rollouts of a group have the same one."""
+SPELLINGS = 4096
+"""How many single tokens, whose texts clients of an endpoint ask for."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,6 +48,7 @@ class TemplateDialect:
         self._stops = {token: tokenizer.decode([token]) for token in stop_token_ids}
         self._split = lru_cache(maxsize=HEADS)(self._find_split)
         self._opening = lru_cache(maxsize=OPENINGS)(self._find_opening)
+        self._spelling = lru_cache(maxsize=SPELLINGS)(self._spell)
 
     @property
     def stop_token_ids(self) -> frozenset[int]:
@@ -71,14 +74,25 @@ class TemplateDialect:
         stop_strings = tuple(self._stops.values())
         return self._tokenizer.encode(self._template.written(before, reply, tools=tools, stop_strings=stop_strings))
 
+    def text(self, token_ids: Sequence[int]) -> str:
+        """The text of a turn, without the stop token that it may end with."""
+        stopped = bool(token_ids) and token_ids[-1] in self._stops
+        return self._tokenizer.decode(token_ids[:-1] if stopped else token_ids)
+
+    def spelling(self, token_id: int) -> str:
+        """The text of one token; a token that is a part of a character has U+FFFD in it."""
+        return self._spelling(token_id)
+
     def read(self, token_ids: Sequence[int], tools: Sequence[Tool]) -> tuple[Message, tuple[ToolCall | Malformed, ...]]:
         """The message of a sampled turn, and every call that the policy began in it, with ids that are unique in the turn.
 
         A turn in the template's own form is rendered back as exactly what was sampled. What cannot be called stays in the
         message's text: all of the turn where nothing can, the malformed calls alone where others can.
         """
-        stopped = bool(token_ids) and token_ids[-1] in self._stops
-        text = self._tokenizer.decode(token_ids[:-1] if stopped else token_ids)
+        return self.read_text(self.text(token_ids), tools)
+
+    def read_text(self, text: str, tools: Sequence[Tool]) -> tuple[Message, tuple[ToolCall | Malformed, ...]]:
+        """`read` of a turn's text."""
         parsed = self._parse(text, tools)
         calls = tuple(identified(call, index) for index, call in enumerate(parsed.calls))
         made = [call for call in calls if isinstance(call, ToolCall)]
@@ -104,6 +118,9 @@ class TemplateDialect:
             return apart if self._template.written([USER], apart) == text + ending.stop else message
         except TemplateError:  # a policy may think of anything, also of what a template refuses
             return message
+
+    def _spell(self, token_id: int) -> str:
+        return self._tokenizer.decode([token_id])
 
     def _find_split(self, shared: str) -> tuple[int, ...]:
         """The tokens of `shared`, if they stay the same whatever comes next: a few beginnings of a rest are tried."""

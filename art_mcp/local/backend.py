@@ -23,6 +23,8 @@ from art_mcp.local.unsloth_trainer import refuse_unsloth
 from art_mcp.local.worker import Settings, Worker
 from art_mcp.ports import Dialect, Sampler, Trainable
 from art_mcp.sampling.vllm_args import VllmSettings
+from art_mcp.serve.listen import Endpoint
+from art_mcp.serve.turn import Voice
 from art_mcp.types import ModelSpec, Sample, TrainConfig, TrajectoryGroup
 
 EngineName: TypeAlias = Literal["transformers", "vllm"]
@@ -80,6 +82,8 @@ class LocalBackend:
         self._check_engine()
         self._workers: dict[str, AnyWorker] = {}
         self._dialects: dict[str, Dialect] = {}
+        self._voices: dict[str, Voice] = {}
+        self._endpoint: Endpoint | None = None
 
     async def __aenter__(self) -> LocalBackend:
         return self
@@ -165,6 +169,17 @@ class LocalBackend:
         self._worker(trainable)
         return self._dialects[trainable.name]
 
+    def endpoint(self, trainable: Trainable) -> tuple[str, str]:
+        """The base URL and the key of an OpenAI-compatible endpoint for all models registered here: on loopback, any free port,
+        started when it is first asked for. Called inside the event loop in which the models were registered, where the endpoint
+        then runs: a client that blocks belongs in a thread."""
+        name = trainable.name
+        if name not in self._voices:
+            self._voices[name] = Voice(self.sampler(trainable), self.dialect(trainable))
+        if self._endpoint is None:
+            self._endpoint = Endpoint(self._voices)
+        return self._endpoint.base_url, self._endpoint.token
+
     async def save(self, trainable: Trainable, folder: str) -> None:
         """Writes a checkpoint, aside first: weights and tokenizer as a Hugging Face folder, optimizer, RNG, step."""
         await self._worker(trainable).save(Path(folder))
@@ -174,8 +189,12 @@ class LocalBackend:
         return {"engine": "transformers", **self._worker(trainable).facts, "in_process": self.in_process}
 
     async def close(self) -> None:
-        """Ends the engines and the child processes, even when the caller is being cancelled."""
+        """Ends the endpoint, the engines and the child processes, even when the caller is being cancelled."""
         with anyio.CancelScope(shield=True):
+            if self._endpoint is not None:
+                await self._endpoint.close()
+                self._endpoint = None
+            self._voices.clear()
             while self._workers:
                 _, worker = self._workers.popitem()
                 await worker.close()

@@ -1,0 +1,177 @@
+"""The routes of an endpoint. Sockets and lifetimes are `listen`'s business."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from secrets import token_hex
+from typing import Any, TypeVar
+
+import anyio
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from art_mcp.agent.group import first_failure
+from art_mcp.errors import EngineError
+from art_mcp.serve.asked import Asked, read_asked
+from art_mcp.serve.bodies import Body
+from art_mcp.serve.guard import Guard
+from art_mcp.serve.openapi import describe_api
+from art_mcp.serve.refusal import Refusal
+from art_mcp.serve.turn import Answer, Voice, answer
+
+Result = TypeVar("Result")
+
+BODY_LIMIT = 4 * 2**20
+"""Bytes of a request."""
+GONE = Response(status_code=499)
+"""For a client that no longer listens; nobody reads it."""
+
+
+class Desk:
+    """Answers for `voices`, models by name, which may change while it does; `close` refuses what is being sampled."""
+
+    def __init__(self, voices: Mapping[str, Voice], *, body_limit: int = BODY_LIMIT) -> None:
+        self._voices, self._body_limit = voices, body_limit
+        self._running: set[anyio.CancelScope] = set()
+        self._closed = False
+        self._since = int(time.time())
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are being sampled for."""
+        return len(self._running)
+
+    def app(self, *, token: str, hosts: Collection[str]) -> Starlette:
+        routes = [
+            Route("/v1/models", self.models, methods=["GET"]),
+            Route("/v1/models/{model}", self.model, methods=["GET"]),
+            Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/openapi.json", self.openapi, methods=["GET"]),
+        ]
+        handlers: Any = {Refusal: refused, EngineError: failed, HTTPException: unrouted}  # starlette types them too narrowly
+        guard = Middleware(Guard, token=token, hosts=hosts)
+        return Starlette(routes=routes, exception_handlers=handlers, middleware=[guard])
+
+    def close(self) -> None:
+        self._closed = True
+        for scope in self._running:
+            scope.cancel()
+
+    async def models(self, request: Request) -> Response:
+        entries = [entry for voice in self._voices.values() for entry in self._entries(voice)]
+        return JSONResponse({"object": "list", "data": entries})
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["model"]
+        return JSONResponse(next(entry for entry in self._entries(self._voice(name)) if entry["id"] == name))
+
+    async def openapi(self, request: Request) -> Response:
+        return JSONResponse(describe_api())
+
+    async def chat(self, request: Request) -> Response:
+        asked = read_asked(await read_body(request, limit=self._body_limit))
+        voice = self._voice(asked.model)
+        answered = await self._unless_gone(request, lambda: answer(asked, voice))
+        if answered is None:
+            return GONE
+        self._check_pinned(asked, answered)
+        body = Body(answered, asked, voice.dialect, f"chatcmpl-{token_hex(12)}", int(time.time()))
+        if asked.stream:
+            return StreamingResponse(events(body), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        return JSONResponse(body.whole())
+
+    def _voice(self, model: str) -> Voice:
+        voice = self._voices.get(model)
+        if voice is not None:
+            return voice
+        name, at, _ = model.rpartition("@")
+        voice = self._voices.get(name) if at else None
+        if voice is None:
+            known = ", ".join(str(voice.sampler.policy) for voice in self._voices.values())
+            raise Refusal(
+                404, f"there is no model {model!r}; there is {known or 'none'}", param="model", code="model_not_found"
+            )
+        if str(voice.sampler.policy) != model:
+            raise stale(model, str(voice.sampler.policy))
+        return voice
+
+    def _check_pinned(self, asked: Asked, answered: Answer) -> None:
+        if asked.model not in (answered.policy.name, str(answered.policy)):
+            raise stale(asked.model, str(answered.policy))
+
+    def _entries(self, voice: Voice) -> Iterator[dict[str, Any]]:
+        """The model under its name, which is always the current policy, and under that policy's own."""
+        policy, length = voice.sampler.policy, voice.sampler.context_length
+        for id in (policy.name, str(policy)):
+            entry = {"id": id, "object": "model", "created": self._since, "owned_by": "art_mcp"}
+            yield {**entry, "root": policy.name, "max_model_len": length}
+
+    async def _unless_gone(self, request: Request, work: Callable[[], Awaitable[Result]]) -> Result | None:
+        """What `work` gives, or None where the client hung up, which ends the work. Raises Refusal when this closes."""
+        if self._closed:
+            raise closing()
+        result: Result | None = None
+        with first_failure():
+            async with anyio.create_task_group() as tasks:
+                self._running.add(tasks.cancel_scope)
+
+                async def watch() -> None:
+                    while (await request.receive())["type"] != "http.disconnect":
+                        pass
+                    tasks.cancel_scope.cancel()
+
+                tasks.start_soon(watch)
+                try:
+                    result = await work()
+                finally:
+                    self._running.discard(tasks.cancel_scope)
+                tasks.cancel_scope.cancel()
+        if result is None and self._closed:
+            raise closing()
+        return result
+
+
+async def read_body(request: Request, *, limit: int) -> bytes:
+    """The request's body. Raises Refusal (413) as soon as it is longer than `limit`."""
+    body = bytearray()
+    try:
+        async for part in request.stream():
+            body += part
+            if len(body) > limit:
+                raise Refusal(413, f"the request is longer than {limit} bytes", code="request_too_large")
+    except ClientDisconnect as error:
+        raise Refusal(400, "the request ended in its middle") from error
+    return bytes(body)
+
+
+def events(body: Body) -> Iterator[str]:
+    for chunk in body.chunks():
+        yield f"data: {json.dumps(chunk)}\n\n"
+    yield "data: [DONE]\n\n"
+
+
+def stale(model: str, current: str) -> Refusal:
+    message = f"policy {model!r} is no longer served: the current one is {current!r}"
+    return Refusal(404, message, param="model", code="policy_replaced")
+
+
+def closing() -> Refusal:
+    return Refusal(503, "the endpoint is closing", code="closing")
+
+
+async def refused(request: Request, refusal: Refusal) -> Response:
+    return JSONResponse(refusal.body(), refusal.status)
+
+
+async def failed(request: Request, error: EngineError) -> Response:
+    return await refused(request, Refusal(503, str(error), code="engine_failed"))
+
+
+async def unrouted(request: Request, error: HTTPException) -> Response:
+    return JSONResponse(Refusal(error.status_code, error.detail).body(), error.status_code, error.headers)

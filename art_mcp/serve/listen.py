@@ -1,0 +1,94 @@
+"""An endpoint's life: a socket, a server on it in the running event loop, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from secrets import token_urlsafe
+from types import TracebackType
+
+import uvicorn
+
+from art_mcp.errors import ConfigError, boundary
+from art_mcp.serve.app import Desk
+from art_mcp.serve.guard import LOOPBACK
+from art_mcp.serve.turn import Voice
+
+KEEP_ALIVE_SECONDS = 75
+GRACE_SECONDS = 5
+"""How long a client may take to read what is being sent, when the endpoint ends."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, without its claim to the process's signals."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+
+class Endpoint:
+    """Listens from when it is made, inside a running event loop, until `close()`. `port` 0 is any free one.
+
+    Raises ConfigError where the port is in use, and for a host beyond loopback without `hosts`, the names by which clients may
+    call it: without them any web page could, in a browser on a machine that reaches it.
+    """
+
+    def __init__(
+        self,
+        voices: Mapping[str, Voice],
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        token: str | None = None,
+        hosts: Sequence[str] = (),
+    ) -> None:
+        if host not in LOOPBACK and not hosts:
+            raise ConfigError(f"host {host!r} is not loopback: name the hosts that clients may call it by")
+        self.token = token or token_urlsafe(24)
+        self.desk = Desk(voices)
+        with boundary(ConfigError, f"port {port} on {host}"):
+            self._socket = open_socket(host, port)
+        self.port: int = self._socket.getsockname()[1]
+        shown = host if host in LOOPBACK else hosts[0]
+        shown = f"[{shown}]" if ":" in shown else shown
+        self.base_url = f"http://{shown}:{self.port}/v1"
+        app = self.desk.app(token=self.token, hosts={*LOOPBACK, *hosts})
+        self._server = Server(
+            uvicorn.Config(
+                app,
+                http="h11",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=GRACE_SECONDS,
+            )
+        )
+        self._task = asyncio.get_running_loop().create_task(self._server.serve([self._socket]))
+
+    async def __aenter__(self) -> Endpoint:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Refuses what is being sampled, sends what is being sent, and frees the port."""
+        self.desk.close()
+        self._server.should_exit = True
+        await asyncio.wait([self._task])
+        self._socket.close()
+        if not self._task.cancelled():
+            self._task.result()
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=512)

@@ -1,0 +1,114 @@
+"""A client's messages and tools in the form that dialects read, and what makes two conversations the same one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any, cast
+
+from art_mcp.serve.asked import Called, Offered, Part, Said
+from art_mcp.serve.refusal import Refusal
+from art_mcp.types import Message, Tool
+
+NOTHING: Mapping[str, Any] = {"type": "object", "properties": {}}
+"""The parameters of a tool that names none."""
+ROLES = {"developer": "system"}
+
+
+def read_tools(offered: Sequence[Offered]) -> tuple[Tool, ...]:
+    """The tools; the same tuple for the same ones, because a dialect remembers openings by it."""
+    functions = [one.function for one in offered]
+    return tools_of(json.dumps([[one.name, one.description or "", one.parameters or NOTHING] for one in functions]))
+
+
+@lru_cache(maxsize=64)
+def tools_of(text: str) -> tuple[Tool, ...]:
+    return tuple(Tool(name, description, parameters) for name, description, parameters in json.loads(text))
+
+
+def read_messages(said: Sequence[Said]) -> tuple[Message, ...]:
+    """The conversation with the client's ids; results of calls stand in the order of the calls. Raises Refusal (400)."""
+    messages: list[Message] = []
+    names: dict[str, str] = {}
+    for index, one in enumerate(said):
+        message: dict[str, Any] = {"role": ROLES.get(one.role, one.role), "content": text_of(one, index)}
+        if one.role == "assistant" and one.tool_calls:
+            message["tool_calls"] = [read_call(call, index) for call in one.tool_calls]
+            names |= {call.id: call.function.name for call in one.tool_calls}
+        elif one.role == "tool":
+            id = one.tool_call_id or ""
+            message |= {"name": names[id], "tool_call_id": id} if id in names else {"name": one.name} if one.name else {}
+        elif one.name:
+            message["name"] = one.name
+        messages.append(message)
+    return tuple(in_order(messages))
+
+
+def text_of(said: Said, index: int) -> str:
+    if not isinstance(said.content, list):
+        return said.content or ""
+    return "".join(text_of_part(part, f"messages.{index}.content.{at}") for at, part in enumerate(said.content))
+
+
+def text_of_part(part: Part, where: str) -> str:
+    if part.type != "text" or part.text is None:
+        raise Refusal(400, f"{where}: only text is read, not {part.type!r}", param=where)
+    return part.text
+
+
+def read_call(call: Called, index: int) -> dict[str, Any]:
+    try:
+        arguments = json.loads(call.function.arguments or "{}")
+        json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise wrong_arguments(call, index) from error
+    if not isinstance(arguments, dict):
+        raise wrong_arguments(call, index)
+    function = {"name": call.function.name, "arguments": cast("dict[str, Any]", arguments)}
+    return {"type": "function", "id": call.id, "function": function}
+
+
+def wrong_arguments(call: Called, index: int) -> Refusal:
+    return Refusal(400, f"messages.{index}: the arguments of call {call.id!r} are not a JSON object", param=f"messages.{index}")
+
+
+def in_order(messages: Sequence[Message]) -> list[Message]:
+    """Results that directly follow their calls in the order of these: clients send them as they come, and a template that
+    writes no ids tells them apart by their order alone."""
+    ordered: list[Message] = []
+    at = 0
+    while at < len(messages):
+        ordered.append(messages[at])
+        places = {call["id"]: place for place, call in enumerate(messages[at].get("tool_calls") or ())}
+        at += 1
+        end = at
+        while places and end < len(messages) and messages[end].get("tool_call_id") in places:
+            end += 1
+        ordered += sorted(messages[at:end], key=lambda result: places[result["tool_call_id"]])
+        at = end
+    return ordered
+
+
+class Key:
+    """What a conversation is known by: its tools and all that was said, whatever a client did to the spelling (white space in
+    arguments, an absent content for an empty one, fields of its own)."""
+
+    def __init__(self, tools: Sequence[Tool], messages: Sequence[Message]) -> None:
+        self._hash = blake2b(json.dumps([[tool.name, tool.description, dict(tool.parameters)] for tool in tools]).encode())
+        for message in messages:
+            self._hash.update(self._spell(message))
+
+    def after(self, message: Message) -> bytes:
+        """The key of the conversation that has this message too."""
+        longer = self._hash.copy()
+        longer.update(self._spell(message))
+        return longer.digest()
+
+    def _spell(self, message: Message) -> bytes:
+        functions = [(call["id"], call["function"]) for call in message.get("tool_calls") or ()]
+        calls = [[id, function["name"], function["arguments"]] for id, function in functions]
+        name = "" if message["role"] == "tool" else message.get("name", "")
+        parts = [message["role"], message["content"], name, message.get("tool_call_id", ""), calls]
+        return json.dumps(parts, sort_keys=True).encode() + b"\n"
