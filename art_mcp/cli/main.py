@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from art_mcp.cli import call, check, evaluate, export, inspector, prepare, rollout, sft, tools, train
+from art_mcp.cli import call, check, evaluate, export, inspector, prepare, rollout, serve, sft, tools, train
 from art_mcp.cli import options as o
 from art_mcp.errors import ArtMcpError, describe
 
@@ -28,6 +28,7 @@ app.command("eval", help=evaluate.HELP, epilog=evaluate.EXAMPLE)(evaluate.comman
 app.command("check", help=check.HELP, epilog=check.EXAMPLE)(check.command)
 app.command("prepare", help=prepare.HELP, epilog=prepare.EXAMPLE)(prepare.command)
 app.command("export", help=export.HELP, epilog=export.EXAMPLE)(export.command)
+app.command("serve", help=serve.HELP, epilog=serve.EXAMPLE)(serve.command)
 app.command("tools", help=tools.HELP, epilog=tools.EXAMPLE)(tools.command)
 app.command("call", help=call.HELP, epilog=call.EXAMPLE)(call.command)
 app.command("inspect", help=inspector.HELP, epilog=inspector.EXAMPLE)(inspector.command)

@@ -79,6 +79,10 @@ class Endpoint:
     ) -> None:
         await self.close()
 
+    async def ended(self) -> None:
+        """Returns when it no longer serves."""
+        await asyncio.wait([self._task])
+
     async def close(self) -> None:
         """Refuses what is being sampled, sends what is being sent, and frees the port."""
         self.desk.close()
