@@ -10,6 +10,7 @@ import anyio
 import typer
 
 from art_mcp.openai_patch.check import Finding, examine, tiny_endpoint
+from art_mcp.ports import Tokenizer
 
 
 def main(
@@ -45,7 +46,7 @@ async def check(base_url: str, api_key: str, model: str, tokenizer: str, seconds
     return findings
 
 
-def tokenizer_of(folder: str) -> object:
+def tokenizer_of(folder: str) -> Tokenizer:
     from art_mcp.local.models import load_tokenizer, model_source
     from art_mcp.sampling.tokenizer import BackendTokenizer
 

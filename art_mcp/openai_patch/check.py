@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -58,12 +58,20 @@ class Finding:
 
 
 async def examine(
-    client: AsyncOpenAI, *, model: str = "", tokenizer: Tokenizer | None = None, seconds: float = 30.0
+    client: AsyncOpenAI,
+    *,
+    model: str = "",
+    tokenizer: Tokenizer | None = None,
+    seconds: float = 30.0,
+    only: Collection[str] = (),
 ) -> AsyncGenerator[Finding]:
     """Each finding as soon as it is there; where the endpoint does not chat at all, nothing more is asked. `seconds` bounds
-    each probe. Without `model` the first that is listed is asked; `tokenizer`: the model's own, to read token ids with."""
+    each probe. Without `model` the first that is listed is asked; `tokenizer`: the model's own, to read token ids with.
+    `only`: lines to find out, beside those that all others need."""
     desk = Desk(client.with_options(max_retries=0, timeout=seconds), model, tokenizer)
     for name, probe, needed in PROBES:
+        if only and name not in (*only, "models", "chat"):
+            continue
         finding = await find(desk, name, probe, needed=needed, seconds=seconds)
         yield finding
         if finding.stands_in_the_way and (name == "chat" or not desk.model):
@@ -85,7 +93,7 @@ async def find(desk: Desk, name: str, probe: Probe, *, needed: bool, seconds: fl
         words = f"no answer within {seconds:g} s"
     except APIStatusError as error:
         verdict = "fails" if error.status_code >= 500 else "no"
-        words = f"the endpoint answers {error.status_code}: {describe(error)[:200]}"
+        words = f"the endpoint answers {error.status_code}: {describe(error)[:200]} {error.response.text[:100]}"
     except APIConnectionError as error:
         words = f"the connection fails: {describe(error.__cause__ or error)}"
     except APIError as error:

@@ -84,7 +84,7 @@ async def gather_agent_groups(
     reward: Judge[Result],
     client: AsyncOpenAI | None = None,
     rollouts: int = 8,
-    concurrency: int = 64,
+    concurrency: int = 128,
     temperature: float = 1.0,
     seconds: float = 120.0,
     seed: int = 0,

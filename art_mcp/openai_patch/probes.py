@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from art_mcp.openai_patch.patch import record
 from art_mcp.openai_patch.wire import Choice, Draft, Read, checked_ids
@@ -48,11 +48,15 @@ class Desk:
     tokenizer: Tokenizer | None = None
     spellings: dict[int, str] = field(default_factory=dict[int, str])
 
+    async def create(self, **body: Any) -> Any:
+        """What the client makes of an answer that comes with token ids and logprobs."""
+        asked = {"model": self.model, "messages": [QUESTION], "max_tokens": 48, "temperature": 1.0, "seed": 1, **body}
+        create: Any = self.client.chat.completions.create
+        return await create(**asked, logprobs=True, extra_body={"return_token_ids": True})
+
     async def ask(self, **body: Any) -> Read:
         """An answer, whole, as JSON."""
-        asked = {"messages": [QUESTION], "max_tokens": 48, "temperature": 1.0, "seed": 1, "logprobs": True} | body
-        beyond = {"return_token_ids": True} | asked.pop("extra_body", {})
-        answer: Any = await self.client.chat.completions.create(model=self.model, extra_body=beyond, **asked)
+        answer = await self.create(**body)
         if isinstance(answer, str):
             raise Wrong(f"the answer is no JSON object: {answer[:60]!r}")
         return answer.model_dump()
@@ -177,16 +181,14 @@ async def several(desk: Desk) -> str:
 async def gather_stream(desk: Desk, **body: Any) -> Choice:
     """A streamed choice, put together."""
     draft = Draft()
-    asked = {"messages": [QUESTION], "max_tokens": 48, "temperature": 1.0, "seed": 1, "logprobs": True} | body
-    stream: Any = await desk.client.chat.completions.create(
-        model=desk.model, stream=True, extra_body={"return_token_ids": True}, **asked
-    )
     prompt: Any = None
-    async for chunk in stream:
+    async for chunk in await desk.create(stream=True, **body):
         piece: Read = chunk.model_dump()
         prompt = prompt or piece.get("prompt_token_ids")
         for choice in piece["choices"]:
             draft.add(choice)
+    if not draft.finish_reason:
+        raise Wrong("the stream ended before the answer did")
     checked_ids(prompt)
     return draft.whole()
 
@@ -256,9 +258,11 @@ async def bridged(desk: Desk) -> str:
         return f"the next prompt begins with the {len(before)} tokens of the turn before, exactly as they were"
     if longer[: len(prompt)] != prompt:
         raise Missing("the next prompt begins otherwise than the one before: every turn becomes a trajectory of its own")
-    if not set(choice.token_ids) & set(longer[len(prompt) :]):
+    thinks = "reasoning_content" in choice.message or "</think>" in choice.message["content"]  # which templates leave out
+    if not thinks and not any(a == b for a, b in zip(choice.token_ids, longer[len(prompt) :], strict=False)):
+        count = len(choice.token_ids)
         raise Wrong(
-            f"none of the {len(choice.token_ids)} sampled token ids stands in the next prompt, which is of the same text"
+            f"none of the {count} sampled token ids stands in its place in the next prompt, which has the same text there"
         )
     place = next(at for at, (a, b) in enumerate(zip(longer, before, strict=False)) if a != b)
     raise Missing(
@@ -268,11 +272,9 @@ async def bridged(desk: Desk) -> str:
 
 async def pinned(desk: Desk) -> str:
     name = str((await desk.ask())["model"])
-    again = cast(
-        "Read", (await desk.client.chat.completions.create(model=name, messages=[QUESTION], max_tokens=4)).model_dump()
-    )
-    if again["model"] != name:
-        raise Wrong(f"{name!r} was asked, and {again['model']!r} answered")
+    again = str((await desk.ask(model=name))["model"])
+    if again != name:
+        raise Wrong(f"{name!r} was asked, and {again!r} answered")
     if not name.rpartition("@")[2].isdigit():
         raise Missing(
             f"{name!r} does not tell the policy's step, so a new version in the middle of a rollout would go unnoticed"
