@@ -3,29 +3,21 @@
 import asyncio
 import sys
 from statistics import fmean
-from typing import Any
 
 from agents import Agent, ModelSettings, OpenAIChatCompletionsModel, RunConfig, Runner
 from agents.exceptions import MaxTurnsExceeded
-from agents.mcp import MCPServerStdio
+from agents.mcp import MCPServerStdio, create_static_tool_filter
 from openai import AsyncOpenAI
 
 from art_mcp import LocalBackend, Scenario, TrainableModel, load_environment
 from art_mcp.openai_patch import Recording, gather_agent_groups
-from art_mcp.tools.schemas import parameters_of
 
 environment = load_environment("calculator")
-
-
-class Server(MCPServerStdio):
-    """Tells of the environment's tools as this package does, without the titles that pydantic makes of parameters' names."""
-
-    async def list_tools(self, *arguments: Any) -> list[Any]:
-        tools = [tool for tool in await super().list_tools(*arguments) if tool.name in environment.tools]
-        return [tool.model_copy(update={"input_schema": parameters_of(tool.input_schema)}) for tool in tools]
-
-
-CALCULATOR = Server({"command": sys.executable, "args": ["servers/calculator/server.py"]}, cache_tools_list=True)
+CALCULATOR = MCPServerStdio(
+    {"command": sys.executable, "args": ["servers/calculator/server.py"]},
+    cache_tools_list=True,
+    tool_filter=create_static_tool_filter(allowed_tool_names=list(environment.tools)),
+)
 
 
 async def agent(client: AsyncOpenAI, scenario: Scenario) -> str:

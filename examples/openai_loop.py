@@ -11,7 +11,6 @@ from openai import AsyncOpenAI
 
 from art_mcp import LocalBackend, Scenario, TrainableModel, load_environment
 from art_mcp.openai_patch import Recording, gather_agent_groups
-from art_mcp.tools.schemas import describe_tool
 
 environment = load_environment("calculator")
 CALCULATOR = StdioServerParameters(command=sys.executable, args=["servers/calculator/server.py"])
@@ -40,8 +39,9 @@ async def main(steps: int = 20, scenarios: int = 16) -> list[float]:
     model, rewards = TrainableModel(name="calculator", base_model="tiny"), []
     async with LocalBackend() as backend, Client(CALCULATOR) as calculator:
         await model.register(backend)
-        offered = (await calculator.list_tools()).tools
-        tools = [describe_tool(tool, tool.name).schema() for tool in offered if tool.name in environment.tools]
+        offered = [tool for tool in (await calculator.list_tools()).tools if tool.name in environment.tools]
+        told = [{"name": tool.name, "description": tool.description, "parameters": tool.input_schema} for tool in offered]
+        tools = [{"type": "function", "function": function} for function in told]
 
         async def agent(client: AsyncOpenAI, scenario: Scenario) -> str:
             return await work_out(client, scenario.prompt, calculator, tools)

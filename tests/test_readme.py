@@ -44,7 +44,7 @@ def clone(tmp_path) -> Path:
 
 
 def test_there_is_something_to_check():
-    assert set(PROGRAMS) == {"servers/letters.py", "environments/letters.py", "train_calculator.py"}
+    assert set(PROGRAMS) == {"servers/letters.py", "environments/letters.py", "train_calculator.py", "ask_policy.py"}
     assert {command.split()[1] for command in COMMANDS} >= {"train", "rollout", "eval", "check", "tools", "call", "inspect"}
     assert len(COMMANDS) > 10
 
@@ -57,6 +57,13 @@ def test_the_training_script_trains_and_its_model_can_be_measured(clone):
     assert [line.partition(":")[0] for line in printed] == ["step 0", "step 1"]
     measured = run(*CLI, *shlex.split("eval calculator --model runs/from-python --n 2 --json"), cwd=clone)
     assert json.loads(measured.splitlines()[-1])["n"] == 2
+
+
+def test_the_program_that_asks_the_policy_is_answered(clone):
+    (clone / "ask_policy.py").write_text(PROGRAMS["ask_policy.py"])
+    printed = run(sys.executable, "ask_policy.py", cwd=clone)
+    assert printed.startswith("calculator@0 ")
+    assert printed.endswith("{'bridged': False, 'policy': 'calculator@0'}\n")
 
 
 def test_the_environment_of_ones_own_passes_its_check_with_no_config_file(tmp_path):

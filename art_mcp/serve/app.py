@@ -69,14 +69,14 @@ class Desk:
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["model"]
-        return JSONResponse(next(entry for entry in self._entries(self._voice(name)) if entry["id"] == name))
+        return JSONResponse(next(entry for entry in self._entries(self.voice(name)) if entry["id"] == name))
 
     async def openapi(self, request: Request) -> Response:
         return JSONResponse(describe_api())
 
     async def chat(self, request: Request) -> Response:
         asked = read_asked(await read_body(request, limit=self._body_limit))
-        voice = self._voice(asked.model)
+        voice = self.voice(asked.model)
         answered = await self._unless_gone(request, lambda: answer(asked, voice))
         if answered is None:
             return GONE
@@ -86,7 +86,7 @@ class Desk:
             return StreamingResponse(events(body), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
         return JSONResponse(body.whole())
 
-    def _voice(self, model: str) -> Voice:
+    def voice(self, model: str) -> Voice:
         voice = self._voices.get(model)
         if voice is not None:
             return voice

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,12 +12,13 @@ from types import TracebackType
 
 import uvicorn
 
-from art_mcp.errors import ConfigError, boundary
+from art_mcp.errors import ConfigError, describe
 from art_mcp.serve.app import Desk
 from art_mcp.serve.guard import LOOPBACK
 from art_mcp.serve.turn import Voice
 
 KEEP_ALIVE_SECONDS = 75
+BACKLOG = 512
 GRACE_SECONDS = 5
 """How long a client may take to read what is being sent, when the endpoint ends."""
 
@@ -49,8 +51,7 @@ class Endpoint:
             raise ConfigError(f"host {host!r} is not loopback: name the hosts that clients may call it by")
         self.token = token or token_urlsafe(24)
         self.desk = Desk(voices)
-        with boundary(ConfigError, f"port {port} on {host}"):
-            self._socket = open_socket(host, port)
+        self._socket = open_socket(host, port)
         self.port: int = self._socket.getsockname()[1]
         shown = host if host in LOOPBACK else hosts[0]
         shown = f"[{shown}]" if ":" in shown else shown
@@ -95,4 +96,9 @@ class Endpoint:
 
 def open_socket(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=512)
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(f"port {port} on {host} is in use: choose another, or 0 for any free one") from error
+        raise ConfigError(f"cannot listen on {host}, port {port}: {describe(error)}") from error

@@ -6,8 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
+from inspect import cleandoc
 from typing import Any, cast
 
+from art_mcp.core.parameters import parameters_of
 from art_mcp.serve.asked import Called, Offered, Part, Said
 from art_mcp.serve.refusal import Refusal
 from art_mcp.types import Message, Tool
@@ -18,14 +20,15 @@ ROLES = {"developer": "system"}
 
 
 def read_tools(offered: Sequence[Offered]) -> tuple[Tool, ...]:
-    """The tools; the same tuple for the same ones, because a dialect remembers openings by it."""
+    """The tools as a toolbox describes them, whose rollouts train the policy; the same tuple for the same ones, because a
+    dialect remembers openings by it."""
     functions = [one.function for one in offered]
     return tools_of(json.dumps([[one.name, one.description or "", one.parameters or NOTHING] for one in functions]))
 
 
 @lru_cache(maxsize=64)
-def tools_of(text: str) -> tuple[Tool, ...]:
-    return tuple(Tool(name, description, parameters) for name, description, parameters in json.loads(text))
+def tools_of(listed: str) -> tuple[Tool, ...]:
+    return tuple(Tool(name, cleandoc(text), parameters_of(parameters)) for name, text, parameters in json.loads(listed))
 
 
 def read_messages(said: Sequence[Said]) -> tuple[Message, ...]:

@@ -20,6 +20,7 @@ SMALLER = {
     r"(sft calculator) --demonstrations 200": r"\1 --demonstrations 64 --eval-n 8",
     r"--steps 20$": "--steps 2",
     r"(inspect \w+)": r"\1 --print",
+    r"^(art-mcp serve \w+).*": r"timeout --signal INT 30 \1 || test $? = 124",
 }
 
 

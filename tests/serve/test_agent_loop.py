@@ -1,0 +1,133 @@
+"""An agent of somebody else's, on the openai package and an MCP client, plays what our own runner plays: token for token."""
+
+import sys
+from pathlib import Path
+
+import anyio
+import pytest
+import torch
+from mcp import Client, StdioServerParameters
+from openai import NotFoundError
+
+from art_mcp.agent.rollout import rollout
+from art_mcp.core.seeds import seed_of
+from art_mcp.environment import load_environment
+from art_mcp.local.backend import LocalBackend
+from art_mcp.model import TrainableModel
+from art_mcp.serve.turn import Voice
+from art_mcp.tools import open_tools
+from art_mcp.types import ModelSpec, Sample, TrainConfig
+from tests.serve.guests import agent, opened
+
+pytestmark = pytest.mark.anyio
+
+ROOT = Path(__file__).parents[2]
+SERVER = ROOT / "servers" / "calculator" / "server.py"
+ENVIRONMENT = load_environment(str(ROOT / "environments" / "calculator.py"))
+
+
+@pytest.fixture(scope="module")
+def model():
+    backend = LocalBackend(in_process=True, deterministic=True, threads=1)
+    made = TrainableModel(name="tiny")
+    threads = torch.get_num_threads()
+    anyio.run(made.register, backend)
+    yield made
+    anyio.run(backend.close)
+    torch.set_num_threads(threads)
+
+
+def ours(trajectory):
+    """What each turn of our runner was asked and answered."""
+    turns, before = [], []
+    for span in trajectory.spans:
+        if span.logprobs is not None:
+            turns.append((tuple(before), span.token_ids, span.logprobs))
+        before += span.token_ids
+    return turns
+
+
+def opening(scenario):
+    system = [{"role": "system", "content": ENVIRONMENT.system}] if ENVIRONMENT.system else []
+    return [*system, {"role": "user", "content": scenario.prompt}]
+
+
+@pytest.mark.parametrize("mends", [False, True])
+async def test_an_agent_loop_written_the_usual_way_plays_as_our_own_runner_does(model, mends):
+    """On the same seeds. Where a call cannot be made, a usual loop stops; one that reads `malformed` goes on as ours does."""
+    scenarios = ENVIRONMENT.split("train")[:10]
+    limits = ENVIRONMENT.limits
+    server = StdioServerParameters(command=sys.executable, args=[str(SERVER)])
+    longest = malformed = 0
+    async with (
+        opened(Voice(model.sampler(), model.dialect())) as (client, _),
+        open_tools([f"{SERVER}:server"], only=ENVIRONMENT.tools) as toolbox,
+        Client(server) as session,
+    ):
+        listed = (await session.list_tools()).tools
+        tools = [
+            {"type": "function", "function": {"name": t.name, "description": t.description, "parameters": t.input_schema}}
+            for t in listed
+            if t.name in {tool.name for tool in toolbox.tools}
+        ]
+        for number, scenario in enumerate(scenarios):
+            own = await rollout(
+                scenario,
+                sampler=model.sampler(),
+                dialect=model.dialect(),
+                toolbox=toolbox,
+                system=ENVIRONMENT.system,
+                limits=limits,
+                key=(3, 0),
+                number=number,
+            )
+            calls = await agent(
+                client,
+                session,
+                model="tiny",
+                messages=opening(scenario),
+                tools=tools,
+                seeds=[seed_of(3, 0, scenario.id, number, turn) for turn in range(limits.turns)],
+                limit=limits.turn_tokens,
+                mends=mends,
+            )
+            stops = bool(own.malformed) and not mends
+            malformed += stops
+            wanted = ours(own)
+            assert [(call.prompt, call.turn, call.logprobs) for call in calls] == (wanted[: len(calls)] if stops else wanted)
+            assert [call.bridged for call in calls] == [False] + [True] * (len(calls) - 1)
+            longest = max(longest, len(calls))
+    assert longest >= 3
+    assert malformed < len(scenarios) / 2
+
+
+async def test_a_client_of_the_model_itself_follows_its_training_and_ends_with_its_backend():
+    model = TrainableModel(name="tiny", spec=ModelSpec("tiny"))
+    async with LocalBackend(in_process=True, threads=1) as backend:
+        await model.register(backend)
+        assert backend.endpoint(model) == backend.endpoint(model)
+        client = model.openai_client()
+        first = model.get_inference_name()
+        assert first == "tiny@0"
+        question = [{"role": "user", "content": "Hello?"}]
+        said = await client.chat.completions.create(
+            model=first, messages=question, max_tokens=8, extra_body={"return_token_ids": True}
+        )
+        assert said.model == first
+        sampled = [*said.prompt_token_ids, *said.choices[0].token_ids]
+        await backend.imitate(model, [Sample((1, 2, 3), (False, True, True), None, 1.0)], config=TrainConfig())
+        with pytest.raises(NotFoundError, match="'tiny@0' is no longer served: the current one is 'tiny@1'"):
+            await client.chat.completions.create(model=first, messages=question)
+        longer = [*question, said.choices[0].message, {"role": "user", "content": "And?"}]
+        again = await client.chat.completions.create(
+            model="tiny", messages=longer, max_tokens=8, extra_body={"return_token_ids": True}
+        )
+        assert again.model == "tiny@1"
+        assert again.art_mcp == {"bridged": True, "policy": "tiny@1"}
+        assert again.prompt_token_ids[: len(sampled)] == sampled
+        assert [entry.id async for entry in client.models.list()] == ["tiny", "tiny@1"]
+        base_url, _ = backend.endpoint(model)
+    port = int(base_url.split(":")[2].split("/")[0])
+    with pytest.raises(OSError, match="attempts failed"):
+        await anyio.connect_tcp("127.0.0.1", port)
+    await client.close()

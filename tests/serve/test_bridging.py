@@ -1,0 +1,205 @@
+"""A conversation that goes on is continued with the tokens that were sampled; one that was changed is rendered, and says so."""
+
+import json
+
+import pytest
+
+from art_mcp.serve.conversations import Conversations, Prompt
+from art_mcp.serve.messages import read_tools
+from tests.agent.players import calls, dialect, tokenizer, tokens
+from tests.serve.guests import LOOK, USER, Told, opened, voice_of
+
+pytestmark = pytest.mark.anyio
+
+SPACED = '<tool_call>\n{"name": "add",   "arguments": {"b": 3, "a": 2}}\n</tool_call>'
+"""A call as no template writes it: rendered again, it would be other tokens."""
+TURN = f"Let me see.\n{SPACED}\n{calls(('add', {'a': 1, 'b': 1}))}"
+SYSTEM = {"role": "system", "content": "You add."}
+
+
+def results(message):
+    return [{"role": "tool", "tool_call_id": call.id, "content": f"{at + 5}"} for at, call in enumerate(message.tool_calls)]
+
+
+def rebuilt(message, **changes):
+    """The message as a client writes it that keeps what it needs."""
+    called = [
+        {
+            "id": call.id,
+            "type": "function",
+            "function": {
+                "name": call.function.name,
+                "arguments": json.dumps(json.loads(call.function.arguments), indent=3),
+            },
+        }
+        for call in message.tool_calls
+    ]
+    return {"role": "assistant", "content": message.content, "tool_calls": called} | changes
+
+
+SPELLINGS = {
+    "the object": lambda message: message,
+    "dumped": lambda message: message.model_dump(),
+    "dumped without None": lambda message: message.model_dump(exclude_none=True),
+    "dumped as json": lambda message: json.loads(message.model_dump_json(exclude_unset=True)),
+    "rebuilt": rebuilt,
+    "in parts": lambda message: rebuilt(message, content=[{"type": "text", "text": message.content}]),
+    "with more": lambda message: rebuilt(message, annotations=[], refusal=None, art_mcp=1, reasoning_content="Hm."),
+}
+
+
+async def converse(spell, *, turn=TURN, tools=(LOOK,), steps=(0,), following=results, opening=(SYSTEM, USER), again=None):
+    """Two turns; what the second one was asked, and its answer."""
+    told = Told([turn, "8"], steps=steps)
+    async with opened(voice_of(told)) as (client, _):
+        first = await client.chat.completions.create(model="told", messages=list(opening), tools=list(tools))
+        message = first.choices[0].message
+        messages = [*(again or opening), spell(message), *following(message)]
+        second = await client.chat.completions.create(
+            model="told", messages=messages, tools=list(tools), extra_body={"return_token_ids": True}
+        )
+    return told, first, second
+
+
+@pytest.mark.parametrize("spell", SPELLINGS.values(), ids=SPELLINGS)
+async def test_the_next_turn_follows_what_was_sampled_however_the_client_spells_it(spell):
+    told, _, second = await converse(spell)
+    (first, _), (prompt, _) = told.asked
+    sampled = (*first, *tokens(TURN))
+    assert second.art_mcp["bridged"]
+    assert prompt[: len(sampled)] == sampled
+    assert tuple(second.prompt_token_ids) == prompt
+    told_so = "<tool_response>\n5\n</tool_response>\n<tool_response>\n6\n</tool_response>"
+    assert tokenizer().decode(prompt[len(sampled) :]) == f"\n<|im_start|>user\n{told_so}<|im_end|>\n<|im_start|>assistant\n"
+
+
+async def test_a_turn_without_text_is_known_whether_its_content_is_empty_absent_or_null():
+    for content in ({"content": ""}, {"content": None}, {}):
+        told, _, second = await converse(
+            lambda message, content=content: {**{k: v for k, v in rebuilt(message).items() if k != "content"}, **content},
+            turn=SPACED,
+        )
+        assert second.art_mcp["bridged"]
+        assert told.asked[1][0][: len(told.asked[0][0])] == told.asked[0][0]
+
+
+async def test_results_are_read_in_the_order_of_their_calls():
+    told, _, second = await converse(rebuilt, following=lambda message: results(message)[::-1])
+    assert second.art_mcp["bridged"]
+    assert "5\n</tool_response>\n<tool_response>\n6" in tokenizer().decode(told.asked[1][0])
+
+
+async def test_a_user_may_go_on_where_the_policy_answered():
+    told, _, second = await converse(
+        lambda message: {"role": "assistant", "content": message.content},
+        turn="It is  5 .",
+        following=lambda message: [{"role": "user", "content": [{"type": "text", "text": "Sure?"}]}],
+    )
+    assert second.art_mcp["bridged"]
+    sampled = (*told.asked[0][0], *tokens("It is  5 ."))
+    assert tokenizer().decode(told.asked[1][0][len(sampled) :]) == (
+        "\n<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+async def test_a_conversation_goes_on_token_for_token_under_a_newer_policy():
+    told, first, second = await converse(rebuilt, steps=(0, 1))
+    assert (first.model, second.model) == ("told@0", "told@1")
+    assert second.art_mcp == {"bridged": True, "policy": "told@1"}
+    sampled = (*told.asked[0][0], *tokens(TURN))
+    assert told.asked[1][0][: len(sampled)] == sampled
+
+
+async def test_a_turn_that_was_cut_is_closed_and_goes_on():
+    told = Told(["One, two, three.", "8"])
+    async with opened(voice_of(told)) as (client, _):
+        first = await client.chat.completions.create(model="told", messages=[USER], stop=["thr"])
+        message = first.choices[0].message
+        messages = [USER, message, {"role": "user", "content": "Go on."}]
+        second = await client.chat.completions.create(model="told", messages=messages)
+    assert second.art_mcp["bridged"]
+    cut = told.asked[1][0][len(told.asked[0][0]) :]
+    assert tokenizer().decode(cut).startswith("One, two, thr")
+    assert tokenizer().decode(cut).endswith("<|im_end|>\n<|im_start|>user\nGo on.<|im_end|>\n<|im_start|>assistant\n")
+
+
+CHANGED = {
+    "another system message": {"again": ({"role": "system", "content": "You subtract."}, USER)},
+    "a question left out": {"again": (SYSTEM,)},
+    "other text": {"spell": lambda message: rebuilt(message, content="Let me think.")},
+    "another argument": {
+        "spell": lambda message: {
+            **(own := rebuilt(message)),
+            "tool_calls": [
+                {**own["tool_calls"][0], "function": {"name": "add", "arguments": '{"a": 2, "b": 4}'}},
+                own["tool_calls"][1],
+            ],
+        }
+    },
+    "a call left out": {"spell": lambda message: rebuilt(message, tool_calls=rebuilt(message)["tool_calls"][:1])},
+    "other ids": {
+        "spell": lambda message: rebuilt(message, tool_calls=[{**call, "id": "x"} for call in rebuilt(message)["tool_calls"]])
+    },
+    "an answer put into its mouth": {
+        "following": lambda message: [*results(message), {"role": "assistant", "content": "8"}, USER]
+    },
+    "a system message in the middle": {"following": lambda message: [*results(message), SYSTEM]},
+}
+
+
+@pytest.mark.parametrize("change", CHANGED.values(), ids=CHANGED)
+async def test_a_history_that_was_changed_is_rendered_afresh_and_says_so(change):
+    told, _, second = await converse(**{"spell": rebuilt} | change)
+    assert not second.art_mcp["bridged"]
+    assert SPACED not in tokenizer().decode(told.asked[1][0])
+
+
+async def test_other_tools_are_another_conversation():
+    told = Told([TURN, "8"])
+    async with opened(voice_of(told)) as (client, _):
+        first = await client.chat.completions.create(model="told", messages=[USER], tools=[LOOK])
+        message = first.choices[0].message
+        other = {**LOOK, "function": {**LOOK["function"], "description": "Sums."}}
+        messages = [USER, message, *results(message)]
+        second = await client.chat.completions.create(model="told", messages=messages, tools=[other])
+    assert not second.art_mcp["bridged"]
+
+
+async def test_rollouts_whose_texts_agree_and_whose_tokens_do_not_are_kept_apart_by_their_calls():
+    """Both turns are the same message; only what was sampled for it differs."""
+    usual = calls(("add", {"b": 3, "a": 2}))
+    assert tokens(usual) != tokens(SPACED)
+    told = Told([usual, SPACED, "8", "8"])
+    async with opened(voice_of(told)) as (client, _):
+        both = await client.chat.completions.create(model="told", messages=[USER], tools=[LOOK], n=2)
+        for choice, turn in zip(both.choices, (usual, SPACED), strict=True):
+            messages = [USER, choice.message, *results(choice.message)]
+            await client.chat.completions.create(model="told", messages=messages, tools=[LOOK])
+            sampled = (*told.asked[0][0], *tokens(turn))
+            assert told.asked[-1][0][: len(sampled)] == sampled
+
+
+def test_what_is_kept_is_bounded_and_what_was_used_longest_ago_goes_first():
+    tools = read_tools(())
+    kept = Conversations(count=3, tokens=70)
+
+    def say(word, length):
+        prompt = Prompt(tuple(range(length - 1)), 0, bridged=False)
+        kept.remember([USER], tools, prompt=prompt, turn=[5], reply={"role": "assistant", "content": word})
+
+    def known(word):
+        messages = [USER, {"role": "assistant", "content": word}, USER]
+        return kept.prompt(messages, tools, dialect=dialect()).bridged
+
+    for word in "abcd":
+        say(word, 10)
+    assert (len(kept), kept.tokens) == (3, 30)
+    assert [known(word) for word in "abcd"] == [False, True, True, True]
+    assert known("b")
+    say("e", 50)
+    assert (len(kept), kept.tokens) == (3, 70)
+    assert [known(word) for word in "bcde"] == [True, False, True, True]
+    say("e", 20)
+    assert kept.tokens == 40
+    say("f", 71)
+    assert (len(kept), kept.tokens) == (0, 0)
