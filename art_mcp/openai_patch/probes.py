@@ -134,7 +134,7 @@ async def usage(desk: Desk) -> str:
     if not counts:
         raise Missing("no usage comes with an answer")
     prompt, completion = len(answer["prompt_token_ids"]), len(answer["choices"][0]["token_ids"])
-    told = (counts["prompt_tokens"], counts["completion_tokens"], counts["total_tokens"])
+    told = tuple(counts[f"{name}_tokens"] for name in ("prompt", "completion", "total"))
     if told != (prompt, completion, prompt + completion):
         raise Wrong(f"it counts {told[0]} + {told[1]} = {told[2]} tokens, and there are {prompt} + {completion}")
     return f"{prompt} + {completion} tokens, as there are"
@@ -276,9 +276,7 @@ async def pinned(desk: Desk) -> str:
     if again != name:
         raise Wrong(f"{name!r} was asked, and {again!r} answered")
     if not name.rpartition("@")[2].isdigit():
-        raise Missing(
-            f"{name!r} does not tell the policy's step, so a new version in the middle of a rollout would go unnoticed"
-        )
+        raise Missing(f"{name!r} tells of no step: a new version in the middle of a rollout would go unnoticed")
     return f"{name} answers to its exact name"
 
 
