@@ -75,7 +75,7 @@ class Exchange:
         except MISSHAPEN as error:
             self._drop(f"the answer is no chat completion: {describe(error)}")
             return None
-        return json.dumps(answer, ensure_ascii=False).encode() if changed else None
+        return json.dumps(answer).encode() if changed else None
 
     def _settle(self) -> bool:
         """Whether this is the first time that the answer is done with."""
@@ -100,7 +100,10 @@ class Exchange:
                 choices.append(draft.whole())
             except Unusable as error:
                 self._recording.drop(str(error))
-        self._recording.take(self._model, prompt, choices, self._body["messages"])
+        try:
+            self._recording.take(self._model, prompt, choices, self._body["messages"])
+        except MISSHAPEN as error:
+            self._recording.drop(f"what was asked is no conversation: {type(error).__name__}: {describe(error)}")
 
     def _drop(self, reason: str) -> None:
         if self._settle():

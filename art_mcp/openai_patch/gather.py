@@ -65,7 +65,6 @@ class AgentPlay:
     async def _score(self, recording: Recording, result: Any) -> Sequence[ScoredTrajectory]:
         if not recording.calls:
             raise AgentError("the agent never asked the policy: it must use the client that it is given")
-        assert recording.trajectory
         with own_code(RewardError, "the reward"):
             judged = self.reward(recording, result)
             judged = await judged if inspect.isawaitable(judged) else judged

@@ -86,8 +86,9 @@ class Recording:
         return trajectories[-1]
 
     def scored(self, reward: float, parts: Mapping[str, float] | None = None) -> tuple[ScoredTrajectory, ...]:
-        """All branches with the rollout's one reward, as a group takes them."""
-        return tuple(trajectory.scored(reward, parts) for trajectory in self.trajectories)
+        """All branches with the rollout's one reward, as a group takes them. Raises EngineError where nothing was recorded."""
+        *others, last = *self.trajectories[:-1], self.trajectory
+        return tuple(trajectory.scored(reward, parts) for trajectory in (*others, last))
 
     def asked(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """The body of the agent's next call as it is to be sent: to the policy's version that answered before.
@@ -130,8 +131,7 @@ class Recording:
     def close(self) -> None:
         """Ends the recording: what comes later is not in it."""
         with self._lock:
-            if self.unread:
-                self._dropped.append(f"{self.unread} streams were not read to their end")
+            self._dropped.extend(["a stream was not read to its end"] * self.unread)
             self.closed, self._seconds = True, monotonic() - self._began
 
     def _is_of(self, model: str) -> bool:

@@ -17,6 +17,9 @@ NARROWING = ("top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty",
 TEXTS = ("content", "reasoning_content", "reasoning", "refusal")
 """The parts of an assistant message that a stream brings in pieces."""
 
+CALLS = 1024
+"""More calls than one answer may have: a stream numbers them as it likes."""
+
 MISSHAPEN = (TypeError, AttributeError, LookupError, ValueError)
 """What reading an answer raises that is no chat completion."""
 
@@ -98,6 +101,8 @@ class Draft:
         self.finish_reason = choice.get("finish_reason") or self.finish_reason
 
     def _add_call(self, piece: Mapping[str, Any], place: int) -> None:
+        if not 0 <= place < CALLS:
+            raise ValueError(f"a call of an answer has the index {place}")
         calls = self.message.setdefault("tool_calls", [])
         while len(calls) <= place:
             calls.append({"type": "function", "id": "", "function": {"name": "", "arguments": ""}})

@@ -174,7 +174,7 @@ async def test_a_stream_that_is_left_after_its_end_was_told_is_recorded_and_one_
         await stream.close()
         assert recording.dropped == ("it was not read to its end",)
         unread = await stream_of(client)
-    assert recording.dropped[1:] == ("1 streams were not read to their end",)
+    assert recording.dropped[1:] == ("a stream was not read to its end",)
     await unread.close()
     assert len(recording.trajectories) == 1
 
