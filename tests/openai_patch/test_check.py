@@ -190,7 +190,7 @@ async def test_an_endpoint_that_renders_every_turn_anew_can_be_trained_through_a
             body["usage"]["total_tokens"] += 1
 
     async with Between(*model.backend.endpoint(model), forge=forged(forget)).client() as client:
-        found = await findings_of(client)
+        found = await findings_of(client, only=["bridged", "recorded"])
     assert found["bridged"].verdict == "no"
     assert not any(finding.stands_in_the_way for finding in found.values())
     assert "8 conversations of two turns are 16 trajectories" in found["recorded"].words

@@ -4,7 +4,7 @@ import anyio
 import pytest
 from openai import AsyncOpenAI
 
-from art_mcp import TrainConfig
+from art_mcp import TrainableModel
 from art_mcp.agent.loop import summarize
 from art_mcp.errors import TrainError
 from art_mcp.openai_patch import gather_agent_groups
@@ -111,7 +111,10 @@ async def test_an_endpoint_that_is_gone_fails_the_rollout(model):
             await gather_agent_groups(ask, SCENARIOS, model=model, reward=even, client=gone, rollouts=1)
 
 
-async def test_a_reward_may_have_parts_and_branches_count_once_in_a_steps_figures(model):
+async def test_a_reward_may_have_parts_and_branches_count_once_in_a_steps_figures(backend):
+    model = TrainableModel(name="trained")
+    await model.register(backend)
+
     async def agent(client, scenario):
         await ask(client, scenario)
         return await ask(client, Scenario("", f"{scenario.prompt} Really?"))
@@ -127,7 +130,7 @@ async def test_a_reward_may_have_parts_and_branches_count_once_in_a_steps_figure
     assert figures["reward"] == 0.125
     assert figures["reward/first"] == 0.25
     assert figures["rollouts"] == 4
-    metrics = await model.backend.train(model, [group], config=TrainConfig(learning_rate=0.0))
+    metrics = await model.train([group])
     assert metrics["gradient_norm"] > 0
 
 
