@@ -36,6 +36,10 @@ class Shelf:
     def dialect(self, trainable):
         return "dialect"
 
+    def endpoint(self, trainable):
+        self.asked.append(("endpoint", trainable.name))
+        return "http://127.0.0.1:5/v1", "the key"
+
     async def save(self, trainable, folder):
         self.asked.append(("save", folder))
 
@@ -87,6 +91,14 @@ async def test_a_registered_model_hands_everything_to_its_backend():
     config = TrainConfig(learning_rate=1.0)
     await model.train([], config=config)
     assert shelf.asked == [("register", "mine", model.spec), ("train", [], TrainConfig()), ("train", [], config)]
+
+
+async def test_its_client_speaks_with_its_backends_endpoint():
+    model, shelf = TrainableModel(name="mine"), Shelf()
+    await model.register(shelf)
+    async with model.openai_client() as client:
+        assert (str(client.base_url), client.api_key) == ("http://127.0.0.1:5/v1/", "the key")
+    assert shelf.asked[-1] == ("endpoint", "mine")
 
 
 async def test_a_model_whose_registration_failed_is_not_registered():

@@ -176,7 +176,7 @@ class LocalBackend:
         name = trainable.name
         if name not in self._voices:
             self._voices[name] = Voice(self.sampler(trainable), self.dialect(trainable))
-        if self._endpoint is None:
+        if self._endpoint is None or not self._endpoint.alive:
             self._endpoint = Endpoint(self._voices)
         return self._endpoint.base_url, self._endpoint.token
 

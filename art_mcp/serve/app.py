@@ -29,6 +29,8 @@ Result = TypeVar("Result")
 
 BODY_LIMIT = 4 * 2**20
 """Bytes of a request."""
+PATIENCE = 8
+"""How many times as much is read, and thrown away, before a client is cut off."""
 GONE = Response(status_code=499)
 """For a client that no longer listens; nobody reads it."""
 
@@ -64,15 +66,14 @@ class Desk:
             scope.cancel()
 
     async def models(self, request: Request) -> Response:
-        entries = [entry for voice in self._voices.values() for entry in self._entries(voice)]
-        return JSONResponse({"object": "list", "data": entries})
+        return JSONResponse({"object": "list", "data": self._listed()})
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["model"]
         return JSONResponse(next(entry for entry in self._entries(self.voice(name)) if entry["id"] == name))
 
     async def openapi(self, request: Request) -> Response:
-        return JSONResponse(describe_api())
+        return JSONResponse(describe_api([entry["id"] for entry in self._listed()]))
 
     async def chat(self, request: Request) -> Response:
         asked = read_asked(await read_body(request, limit=self._body_limit))
@@ -104,6 +105,9 @@ class Desk:
     def _check_pinned(self, asked: Asked, answered: Answer) -> None:
         if asked.model not in (answered.policy.name, str(answered.policy)):
             raise stale(asked.model, str(answered.policy))
+
+    def _listed(self) -> list[dict[str, Any]]:
+        return [entry for voice in self._voices.values() for entry in self._entries(voice)]
 
     def _entries(self, voice: Voice) -> Iterator[dict[str, Any]]:
         """The model under its name, which is always the current policy, and under that policy's own."""
@@ -138,15 +142,21 @@ class Desk:
 
 
 async def read_body(request: Request, *, limit: int) -> bytes:
-    """The request's body. Raises Refusal (413) as soon as it is longer than `limit`."""
+    """The request's body. Raises Refusal (413) where it is longer than `limit`; not before it has ended, unless it goes on and
+    on, because a client that is still sending would not read why it was cut off."""
     body = bytearray()
+    length = 0
     try:
         async for part in request.stream():
-            body += part
-            if len(body) > limit:
-                raise Refusal(413, f"the request is longer than {limit} bytes", code="request_too_large")
+            length += len(part)
+            if length <= limit:
+                body += part
+            elif length > PATIENCE * limit:
+                break
     except ClientDisconnect as error:
         raise Refusal(400, "the request ended in its middle") from error
+    if length > limit:
+        raise Refusal(413, f"the request is longer than {limit} bytes", code="request_too_large")
     return bytes(body)
 
 
@@ -166,7 +176,7 @@ def closing() -> Refusal:
 
 
 async def refused(request: Request, refusal: Refusal) -> Response:
-    return JSONResponse(refusal.body(), refusal.status)
+    return refusal.response()
 
 
 async def failed(request: Request, error: EngineError) -> Response:
@@ -174,4 +184,4 @@ async def failed(request: Request, error: EngineError) -> Response:
 
 
 async def unrouted(request: Request, error: HTTPException) -> Response:
-    return JSONResponse(Refusal(error.status_code, error.detail).body(), error.status_code, error.headers)
+    return Refusal(error.status_code, error.detail).response(error.headers)

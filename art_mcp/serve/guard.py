@@ -7,7 +7,6 @@ from secrets import compare_digest
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from art_mcp.serve.refusal import Refusal
@@ -31,7 +30,7 @@ class Guard:
             self._check(Headers(scope=scope))
         except Refusal as refusal:
             headers = {"WWW-Authenticate": "Bearer"} if refusal.status == 401 else None
-            await JSONResponse(refusal.body(), refusal.status, headers)(scope, receive, send)
+            await refusal.response(headers)(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 

@@ -49,6 +49,7 @@ class Endpoint:
     ) -> None:
         if host not in LOOPBACK and not hosts:
             raise ConfigError(f"host {host!r} is not loopback: name the hosts that clients may call it by")
+        self._loop = running_loop()
         self.token = token or token_urlsafe(24)
         self.desk = Desk(voices)
         self._socket = open_socket(host, port)
@@ -70,7 +71,13 @@ class Endpoint:
                 timeout_graceful_shutdown=GRACE_SECONDS,
             )
         )
-        self._task = asyncio.get_running_loop().create_task(self._server.serve([self._socket]))
+        self._task = self._loop.create_task(self._server.serve([self._socket]))
+        self._task.add_done_callback(lambda _: self._socket.close())
+
+    @property
+    def alive(self) -> bool:
+        """Whether it serves in the event loop that runs now."""
+        return self._loop is running_loop() and not self._task.done()
 
     async def __aenter__(self) -> Endpoint:
         return self
@@ -86,12 +93,20 @@ class Endpoint:
 
     async def close(self) -> None:
         """Refuses what is being sampled, sends what is being sent, and frees the port."""
-        self.desk.close()
         self._server.should_exit = True
+        if not self.alive:  # its loop ended and took it along, or it has ended already
+            return
+        self.desk.close()
         await asyncio.wait([self._task])
-        self._socket.close()
         if not self._task.cancelled():
             self._task.result()
+
+
+def running_loop() -> asyncio.AbstractEventLoop:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError as error:
+        raise ConfigError("an endpoint is opened inside a running event loop, in which it then serves") from error
 
 
 def open_socket(host: str, port: int) -> socket.socket:

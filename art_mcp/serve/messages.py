@@ -9,6 +9,7 @@ from hashlib import blake2b
 from inspect import cleandoc
 from typing import Any, cast
 
+from art_mcp.core.json_scan import MAX_DEPTH, depth
 from art_mcp.core.parameters import parameters_of
 from art_mcp.serve.asked import Called, Offered, Part, Said
 from art_mcp.serve.refusal import Refusal
@@ -16,6 +17,7 @@ from art_mcp.types import Message, Tool
 
 NOTHING: Mapping[str, Any] = {"type": "object", "properties": {}}
 """The parameters of a tool that names none."""
+SCHEMA_DEPTH = 64
 ROLES = {"developer": "system"}
 
 
@@ -23,6 +25,10 @@ def read_tools(offered: Sequence[Offered]) -> tuple[Tool, ...]:
     """The tools as a toolbox describes them, whose rollouts train the policy; the same tuple for the same ones, because a
     dialect remembers openings by it."""
     functions = [one.function for one in offered]
+    for at, function in enumerate(functions):
+        if depth(function.parameters) > SCHEMA_DEPTH:
+            where = f"tools.{at}.function.parameters"
+            raise Refusal(400, f"{where}: nested deeper than {SCHEMA_DEPTH} levels", param=where)
     return tools_of(json.dumps([[one.name, one.description or "", one.parameters or NOTHING] for one in functions]))
 
 
@@ -43,7 +49,7 @@ def read_messages(said: Sequence[Said]) -> tuple[Message, ...]:
         elif one.role == "tool":
             id = one.tool_call_id or ""
             message |= {"name": names[id], "tool_call_id": id} if id in names else {"name": one.name} if one.name else {}
-        elif one.name:
+        elif one.name and one.role != "assistant":  # frameworks name their agents; the policy is one
             message["name"] = one.name
         messages.append(message)
     return tuple(in_order(messages))
@@ -67,14 +73,17 @@ def read_call(call: Called, index: int) -> dict[str, Any]:
         json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         raise wrong_arguments(call, index) from error
-    if not isinstance(arguments, dict):
+    if not isinstance(arguments, dict) or depth(cast("object", arguments)) > MAX_DEPTH:
         raise wrong_arguments(call, index)
     function = {"name": call.function.name, "arguments": cast("dict[str, Any]", arguments)}
     return {"type": "function", "id": call.id, "function": function}
 
 
 def wrong_arguments(call: Called, index: int) -> Refusal:
-    return Refusal(400, f"messages.{index}: the arguments of call {call.id!r} are not a JSON object", param=f"messages.{index}")
+    where = f"messages.{index}"
+    return Refusal(
+        400, f"{where}: the arguments of call {call.id!r} are no JSON object of at most {MAX_DEPTH} levels", param=where
+    )
 
 
 def in_order(messages: Sequence[Message]) -> list[Message]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from art_mcp.serve.asked import NEUTRAL, Asked
@@ -9,9 +10,16 @@ from art_mcp.serve.asked import NEUTRAL, Asked
 REFUSALS = {"401": "no or a wrong token", "403": "a foreign Origin", "421": "a foreign Host"}
 
 
-def describe_api() -> dict[str, Any]:
+def describe_api(models: Sequence[str]) -> dict[str, Any]:
+    """The description, with the names by which `models` may be asked for now."""
     schema = Asked.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema["properties"] |= {field: {"description": f"{reason}; else it is refused"} for field, (_, reason) in NEUTRAL.items()}
+    named = {"type": "string", "enum": list(models)}
+    schema["properties"] |= {
+        "model": named,
+        "tool_choice": {"enum": ["auto", "none", None]},
+        **{field: {"enum": [*values, None], "description": reason} for field, (values, reason) in NEUTRAL.items()},
+    }
+    schema["additionalProperties"] = False
     schemas = schema.pop("$defs")
     chat = {
         "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
@@ -25,9 +33,9 @@ def describe_api() -> dict[str, Any]:
             }
         ),
     }
-    models = {"responses": responses({"200": "the models"})}
+    listed = {"responses": responses({"200": "the models"})}
     model = {
-        "parameters": [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}],
+        "parameters": [{"name": "model", "in": "path", "required": True, "schema": named}],
         "responses": responses({"200": "the model", "404": "no such model"}),
     }
     return {
@@ -36,7 +44,7 @@ def describe_api() -> dict[str, Any]:
         "security": [{"key": []}],
         "components": {"schemas": schemas, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
         "paths": {
-            "/v1/models": {"get": models},
+            "/v1/models": {"get": listed},
             "/v1/models/{model}": {"get": model},
             "/v1/chat/completions": {"post": chat},
             "/openapi.json": {"get": {"responses": responses({"200": "this"})}},

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from starlette.responses import JSONResponse
+
 from art_mcp.errors import ArtMcpError
+
+UNREAD = frozenset({401, 403, 413, 421})
+"""Statuses of requests whose bodies are not read to their ends."""
 
 
 class Refusal(ArtMcpError):
@@ -14,6 +20,9 @@ class Refusal(ArtMcpError):
         super().__init__(message)
         self.status, self.param, self.code = status, param, code
 
-    def body(self) -> dict[str, Any]:
+    def response(self, headers: Mapping[str, str] | None = None) -> JSONResponse:
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+        error: dict[str, Any] = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        # a body that nobody reads to its end would keep the connection, and perhaps its sender, for ever
+        closing = {"Connection": "close"} if self.status in UNREAD else {}
+        return JSONResponse({"error": error}, self.status, {**closing, **(headers or {})})

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
+import httpx2
 from openai import AsyncOpenAI
 
+from art_mcp.serve.app import Desk
 from art_mcp.serve.listen import Endpoint
 from art_mcp.serve.turn import Voice
 from art_mcp.types import Completion, Policy, SamplingParams, Span
@@ -101,9 +103,22 @@ async def opened(voice: Voice, **options: Any):
     """An endpoint of one model, and a client of it that asks once."""
     async with (
         Endpoint({voice.sampler.policy.name: voice}, **options) as endpoint,
-        AsyncOpenAI(base_url=endpoint.base_url, api_key=endpoint.token, max_retries=0) as client,
+        httpx2.AsyncClient(verify=False) as plain,  # certificates take a while to load, and there are none here
+        AsyncOpenAI(base_url=endpoint.base_url, api_key=endpoint.token, max_retries=0, http_client=plain) as client,
     ):
         yield client, endpoint
+
+
+@asynccontextmanager
+async def direct(voice: Voice):
+    """The same without a socket: a client whose requests go straight into the app, where a bug raises."""
+    desk = Desk({voice.sampler.policy.name: voice})
+    transport = httpx2.ASGITransport(app=desk.app(token="right", hosts=["localhost"]))
+    async with (
+        httpx2.AsyncClient(transport=transport) as straight,
+        AsyncOpenAI(base_url="http://localhost/v1", api_key="right", max_retries=0, http_client=straight) as client,
+    ):
+        yield client, desk
 
 
 @dataclass
@@ -125,6 +140,7 @@ async def agent(
     tools: list[dict[str, Any]],
     seeds: Sequence[int],
     limit: int,
+    temperature: float,
     mends: bool = False,
 ) -> list[Call]:
     """An agent loop as everybody writes it, over an MCP client; `mends` tells the model of calls that cannot be made, which
@@ -137,6 +153,7 @@ async def agent(
             tools=tools,
             seed=seed,
             max_tokens=limit,
+            temperature=temperature,
             logprobs=True,
             extra_body={"return_token_ids": True},
         )

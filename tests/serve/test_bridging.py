@@ -7,7 +7,7 @@ import pytest
 from art_mcp.serve.conversations import Conversations, Prompt
 from art_mcp.serve.messages import read_tools
 from tests.agent.players import calls, dialect, tokenizer, tokens
-from tests.serve.guests import LOOK, USER, Told, opened, voice_of
+from tests.serve.guests import LOOK, USER, Told, direct, voice_of
 
 pytestmark = pytest.mark.anyio
 
@@ -44,14 +44,14 @@ SPELLINGS = {
     "dumped as json": lambda message: json.loads(message.model_dump_json(exclude_unset=True)),
     "rebuilt": rebuilt,
     "in parts": lambda message: rebuilt(message, content=[{"type": "text", "text": message.content}]),
-    "with more": lambda message: rebuilt(message, annotations=[], refusal=None, art_mcp=1, reasoning_content="Hm."),
+    "with more": lambda message: rebuilt(message, annotations=[], refusal=None, name="bot", art_mcp=1, reasoning_content="Hm."),
 }
 
 
 async def converse(spell, *, turn=TURN, tools=(LOOK,), steps=(0,), following=results, opening=(SYSTEM, USER), again=None):
     """Two turns; what the second one was asked, and its answer."""
     told = Told([turn, "8"], steps=steps)
-    async with opened(voice_of(told)) as (client, _):
+    async with direct(voice_of(told)) as (client, _):
         first = await client.chat.completions.create(model="told", messages=list(opening), tools=list(tools))
         message = first.choices[0].message
         messages = [*(again or opening), spell(message), *following(message)]
@@ -89,6 +89,15 @@ async def test_results_are_read_in_the_order_of_their_calls():
     assert "5\n</tool_response>\n<tool_response>\n6" in tokenizer().decode(told.asked[1][0])
 
 
+async def test_an_agent_may_have_a_name_that_the_policy_does_not_know():
+    _, _, second = await converse(
+        lambda message: {"role": "assistant", "content": message.content, "name": "bot"},
+        turn="It is 5.",
+        following=lambda message: [USER],
+    )
+    assert second.art_mcp["bridged"]
+
+
 async def test_a_user_may_go_on_where_the_policy_answered():
     told, _, second = await converse(
         lambda message: {"role": "assistant", "content": message.content},
@@ -112,7 +121,7 @@ async def test_a_conversation_goes_on_token_for_token_under_a_newer_policy():
 
 async def test_a_turn_that_was_cut_is_closed_and_goes_on():
     told = Told(["One, two, three.", "8"])
-    async with opened(voice_of(told)) as (client, _):
+    async with direct(voice_of(told)) as (client, _):
         first = await client.chat.completions.create(model="told", messages=[USER], stop=["thr"])
         message = first.choices[0].message
         messages = [USER, message, {"role": "user", "content": "Go on."}]
@@ -156,7 +165,7 @@ async def test_a_history_that_was_changed_is_rendered_afresh_and_says_so(change)
 
 async def test_other_tools_are_another_conversation():
     told = Told([TURN, "8"])
-    async with opened(voice_of(told)) as (client, _):
+    async with direct(voice_of(told)) as (client, _):
         first = await client.chat.completions.create(model="told", messages=[USER], tools=[LOOK])
         message = first.choices[0].message
         other = {**LOOK, "function": {**LOOK["function"], "description": "Sums."}}
@@ -170,7 +179,7 @@ async def test_rollouts_whose_texts_agree_and_whose_tokens_do_not_are_kept_apart
     usual = calls(("add", {"b": 3, "a": 2}))
     assert tokens(usual) != tokens(SPACED)
     told = Told([usual, SPACED, "8", "8"])
-    async with opened(voice_of(told)) as (client, _):
+    async with direct(voice_of(told)) as (client, _):
         both = await client.chat.completions.create(model="told", messages=[USER], tools=[LOOK], n=2)
         for choice, turn in zip(both.choices, (usual, SPACED), strict=True):
             messages = [USER, choice.message, *results(choice.message)]

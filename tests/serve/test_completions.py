@@ -8,7 +8,7 @@ from openai import BadRequestError, InternalServerError, NotFoundError
 from art_mcp.core.seeds import seed_of
 from art_mcp.errors import EngineError
 from tests.agent.players import calls, tokenizer, tokens
-from tests.serve.guests import LOOK, USER, Told, opened, voice_of
+from tests.serve.guests import LOOK, USER, Told, direct, voice_of
 
 pytestmark = pytest.mark.anyio
 
@@ -17,7 +17,7 @@ BOTH = calls(ADD, ("add", {"a": -1, "b": 0}))
 
 
 async def ask(sampler, *, messages=(USER,), **options):
-    async with opened(voice_of(sampler)) as (client, _):
+    async with direct(voice_of(sampler)) as (client, _):
         return await client.chat.completions.create(**{"model": "told", "messages": list(messages), "tools": [LOOK]} | options)
 
 
@@ -99,7 +99,7 @@ async def collect(stream):
 async def test_a_stream_adds_up_to_the_whole_answer(turn):
     options = {"n": 2, "logprobs": True, "seed": 1, "extra_body": {"return_token_ids": True}}
     whole = await ask(Told([turn]), **options)
-    async with opened(voice_of(Told([turn]))) as (client, _):
+    async with direct(voice_of(Told([turn]))) as (client, _):
         asked = {"model": "told", "messages": [USER], "tools": [LOOK], "stream_options": {"include_usage": True}} | options
         chunks = await collect(await client.chat.completions.create(stream=True, **asked))
         del asked["stream_options"], asked["n"]
@@ -217,7 +217,6 @@ async def test_calls_are_text_where_none_is_wanted_and_the_tools_are_told_of_all
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "function", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "only text"),
-        ({"messages": [{"role": "system", "content": "x" * 500_000}, USER]}, "no room"),
     ],
     ids=lambda value: str(value)[:50],
 )
@@ -242,6 +241,13 @@ async def test_what_cannot_be_done_is_refused_with_the_reason(options, word):
 )
 async def test_what_changes_nothing_is_taken(options):
     assert (await ask(Told(["a"]), **options)).choices[0].message.content == "a"
+
+
+async def test_a_conversation_that_fills_the_context_is_refused():
+    told = Told(["a"], context_length=20)
+    with pytest.raises(BadRequestError, match="context of 20 leaves no room") as refusal:
+        await ask(told)
+    assert (refusal.value.code, told.asked) == ("context_length_exceeded", [])
 
 
 class Broken(Told):
