@@ -12,7 +12,7 @@ import anyio
 
 from art_mcp.errors import ArtMcpError, describe
 from art_mcp.openai_patch import probes
-from art_mcp.openai_patch.probes import Desk, Missing, Wrong
+from art_mcp.openai_patch.desk import Desk, Missing, Wrong
 from art_mcp.openai_patch.wire import MISSHAPEN, Contradictory, Unusable
 
 if TYPE_CHECKING:

@@ -4,92 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from art_mcp.openai_patch.desk import FORCED, QUESTION, TOOLS, TRIES, WHAT, Desk, Missing, Wrong
 from art_mcp.openai_patch.patch import record
 from art_mcp.openai_patch.wire import Choice, Draft, Read, checked_ids
 from art_mcp.types import Span
-
-if TYPE_CHECKING:
-    from openai import AsyncOpenAI
-
-    from art_mcp.ports import Tokenizer
-
-NUMBERS = {"type": "object", "properties": {"a": {"type": "number"}, "b": {"type": "number"}}, "required": ["a", "b"]}
-WHAT = {
-    "add": "Add two numbers.",
-    "subtract": "Subtract b from a.",
-    "multiply": "Multiply two numbers.",
-    "divide": "Divide a by b.",
-}
-TOOLS: list[Any] = [
-    {"type": "function", "function": {"name": name, "description": text, "parameters": NUMBERS}} for name, text in WHAT.items()
-]
-QUESTION: Any = {"role": "user", "content": "What is the sum of 19 and 98?"}
-TRIES = 8
-"""How often a model is asked that may or may not do what is looked for."""
-
-
-class Missing(Exception):
-    """What the endpoint does not do, and does not claim to."""
-
-
-class Wrong(Exception):
-    """What the endpoint does otherwise than it says."""
-
-
-@dataclass
-class Desk:
-    """An endpoint that is being checked, and what was learned of it: `spellings`, the text of each token id that was seen."""
-
-    client: AsyncOpenAI
-    model: str = ""
-    tokenizer: Tokenizer | None = None
-    spellings: dict[int, str] = field(default_factory=dict[int, str])
-
-    async def create(self, **body: Any) -> Any:
-        """What the client makes of an answer that comes with token ids and logprobs."""
-        asked = {"model": self.model, "messages": [QUESTION], "max_tokens": 48, "temperature": 1.0, "seed": 1, **body}
-        create: Any = self.client.chat.completions.create
-        return await create(**asked, logprobs=True, extra_body={"return_token_ids": True})
-
-    async def ask(self, **body: Any) -> Read:
-        """An answer, whole, as JSON."""
-        answer = await self.create(**body)
-        if isinstance(answer, str):
-            raise Wrong(f"the answer is no JSON object: {answer[:60]!r}")
-        return answer.model_dump()
-
-    async def read(self, **body: Any) -> tuple[tuple[int, ...], list[Choice]]:
-        """The prompt's token ids and the choices of an answer, each examined."""
-        answer = await self.ask(**body)
-        return checked_ids(answer.get("prompt_token_ids")), [self.examined(choice) for choice in answer["choices"]]
-
-    def examined(self, raw: Read) -> Choice:
-        """A choice whose ids, logprobs and text agree. Raises Wrong where they do not, Unusable where they are not there."""
-        draft = Draft()
-        draft.add(raw)
-        choice = draft.whole()
-        if max(choice.logprobs) > 1e-6:
-            raise Wrong(f"a logprob is {max(choice.logprobs):g}, more than 0")
-        spelled = [str(entry["token"]) for entry in raw["logprobs"]["content"]]
-        for token, text in zip(choice.token_ids, spelled, strict=True):
-            known = self.spellings.setdefault(token, text)
-            if known != text:
-                raise Wrong(f"token id {token} stands for {known!r} and for {text!r}")
-        if self.tokenizer is not None:
-            self.compare(self.tokenizer.decode(choice.token_ids), choice, "the token ids decode to")
-        self.compare("".join(spelled), choice, "the tokens of the logprobs spell")
-        return choice
-
-    def compare(self, text: str, choice: Choice, what: str) -> None:
-        """Raises Wrong where a message with text alone does not say what its tokens do."""
-        said = str(choice.message["content"])
-        if "tool_calls" in choice.message or "\N{REPLACEMENT CHARACTER}" in text or set(choice.message) > {"role", "content"}:
-            return
-        if not text.strip().startswith(said.strip()):
-            raise Wrong(f"{what} {text[:60]!r}, and the message says {said[:60]!r}")
 
 
 async def models(desk: Desk) -> str:
@@ -202,12 +122,15 @@ async def streaming(desk: Desk) -> str:
 
 
 async def first_call(desk: Desk) -> tuple[tuple[int, ...], Choice]:
-    """A prompt and the first answer to it with a call. Raises Missing where there was none."""
-    for number in range(TRIES):
-        prompt, (choice,) = await desk.read(tools=TOOLS, seed=number)
+    """A prompt and the first answer to it with a call, made by itself or where one is forced. Raises Missing where there was
+    none."""
+    for number in range(2 * TRIES):
+        if number == TRIES:
+            desk.calling = FORCED
+        prompt, (choice,) = await desk.read(seed=number, **desk.calling)
         if choice.message.get("tool_calls"):
             return prompt, choice
-    raise Missing(f"none of {TRIES} answers had a call: either the endpoint reads none, or the model makes none")
+    raise Missing(f"none of {TRIES} answers had a call, nor of {TRIES} where one was forced: the endpoint reads none")
 
 
 async def tools(desk: Desk) -> str:
@@ -224,7 +147,7 @@ async def tools(desk: Desk) -> str:
 async def streamed_tools(desk: Desk) -> str:
     await first_call(desk)
     for number in range(TRIES):
-        streamed = await gather_stream(desk, tools=TOOLS, seed=number)
+        streamed = await gather_stream(desk, seed=number, **desk.calling)
         if streamed.message.get("tool_calls"):
             call: Read = streamed.message["tool_calls"][0]["function"]
             json.loads(call["arguments"])

@@ -7,11 +7,13 @@ import pytest
 
 from benchmarks.open_door import run
 
+ROOT = Path(__file__).resolve().parents[2]
+
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(280)]
 
 
 async def test_an_agent_that_knows_nothing_of_this_package_solves_more_held_out_questions_afterwards(monkeypatch):
-    monkeypatch.chdir(Path(__file__).resolve().parents[2])
+    monkeypatch.chdir(ROOT)
     result = await run(Namespace(seconds=45, n=300, seed=0))
     assert result["failed_rollouts"] == 0
     assert result["trajectories"] == result["rollouts"]
