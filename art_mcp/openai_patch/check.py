@@ -43,6 +43,10 @@ PROBES: tuple[tuple[str, Probe, bool], ...] = (
 """A line's name, what finds it out, and whether training needs it."""
 
 
+WORDS = 240
+"""Characters of what a probe found."""
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """A line of the report. "no": not supported, and not claimed to be; "fails": it lies or breaks."""
@@ -84,7 +88,7 @@ async def find(desk: Desk, name: str, probe: Probe, *, needed: bool, seconds: fl
     verdict: Literal["no", "fails"] = "fails"
     try:
         with anyio.fail_after(seconds):
-            return Finding(name, "yes", await probe(desk), needed)
+            return Finding(name, "yes", shortened(await probe(desk)), needed)
     except (Wrong, Contradictory, ArtMcpError) as error:
         words = str(error)
     except (Missing, Unusable) as error:
@@ -102,7 +106,13 @@ async def find(desk: Desk, name: str, probe: Probe, *, needed: bool, seconds: fl
         words = f"the answer is not whole JSON: {error}"
     except MISSHAPEN as error:
         words = f"the answer is no chat completion: {type(error).__name__}: {describe(error)[:200]}"
-    return Finding(name, verdict, words, needed)
+    return Finding(name, verdict, shortened(words), needed)
+
+
+def shortened(words: str) -> str:
+    """One line, however much an endpoint had to say."""
+    line = " ".join(words.split())
+    return line if len(line) <= WORDS else f"{line[:WORDS]}…"
 
 
 @asynccontextmanager

@@ -128,9 +128,9 @@ async def first_call(desk: Desk) -> tuple[tuple[int, ...], Choice]:
         if number == TRIES:
             desk.calling = FORCED
         prompt, (choice,) = await desk.read(seed=number, **desk.calling)
-        if choice.message.get("tool_calls"):
+        if choice.message.get("tool_calls") and choice.finish_reason != "length":
             return prompt, choice
-    raise Missing(f"none of {TRIES} answers had a call, nor of {TRIES} where one was forced: the endpoint reads none")
+    raise Missing(f"none of {TRIES} answers had a call, nor a whole one of {TRIES} where it was forced")
 
 
 async def tools(desk: Desk) -> str:
@@ -148,11 +148,11 @@ async def streamed_tools(desk: Desk) -> str:
     await first_call(desk)
     for number in range(TRIES):
         streamed = await gather_stream(desk, seed=number, **desk.calling)
-        if streamed.message.get("tool_calls"):
+        if streamed.message.get("tool_calls") and streamed.finish_reason != "length":
             call: Read = streamed.message["tool_calls"][0]["function"]
             json.loads(call["arguments"])
             return f"{call['name']}({call['arguments']}), put together from its deltas"
-    raise Missing(f"none of {TRIES} streamed answers had a call, while whole ones had")
+    raise Missing(f"none of {TRIES} streamed answers had a whole call, while one that was not streamed had")
 
 
 async def parallel(desk: Desk) -> str:
