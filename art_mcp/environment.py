@@ -28,7 +28,7 @@ Reward: TypeAlias = Callable[..., float | Awaitable[float]]
 Solution: TypeAlias = Callable[[Scenario], "tuple[Sequence[ToolCall], str]"]
 """The reference solution of a scenario: calls in order, one a turn, and the final answer. Checks and warm starts use it."""
 
-NOT_THEIRS = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), __file__, "<frozen")
+NOT_THEIRS = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), os.path.dirname(__file__), "<frozen")
 """Where a failure of an environment's own code is not to be looked for."""
 
 

@@ -51,6 +51,10 @@ class NoRoomError(EngineError):
     """A remote model's context is full."""
 
 
+class AgentError(RolloutError):
+    """An agent of somebody else's raised, gave up, did not end in time, or never asked the policy."""
+
+
 class RewardError(RolloutError):
     """A reward function raised."""
 

@@ -292,6 +292,11 @@ class TrajectoryGroup:
     failures: tuple[FailedRollout, ...] = ()
     scenario: Scenario | None = None
 
+    @property
+    def rollouts(self) -> tuple[ScoredTrajectory, ...]:
+        """One trajectory of each rollout: its last branch, where the conversation branched."""
+        return tuple({scored.trajectory.rollout_id: scored for scored in self.trajectories}.values())
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:

@@ -10,6 +10,7 @@ from art_mcp.core.arguments import validate
 from art_mcp.core.parse import parse_calls
 from art_mcp.types import ToolCall
 from benchmarks import parser, start, template, tool_calls
+from benchmarks.open_door import mcnemar
 from benchmarks.pairs import compare, interval, rounds, time_of
 from benchmarks.report import QUICK_PAIRS, publish, read_options, result_of
 from benchmarks.tool_call_texts import BROKEN, LONG, TOOLS, WELL_FORMED, draw_turns
@@ -136,3 +137,11 @@ def test_quick_takes_few_pairs_unless_told_otherwise():
     assert read_options("", ["--quick"]).pairs == QUICK_PAIRS
     assert read_options("", ["--quick", "--pairs", "5"]).pairs == 5
     assert read_options("", []).pairs >= 9
+
+
+def test_mcnemar_counts_the_pairs_that_changed_and_no_others():
+    before, after = [False] * 10 + [True] * 20, [True] * 30
+    assert mcnemar(before, after) == {"gained": 10, "lost": 0, "p": 2 / 2**10}
+    assert mcnemar(after, before) == {"gained": 0, "lost": 10, "p": 2 / 2**10}
+    assert mcnemar([True, False], [False, True])["p"] == 1.0
+    assert mcnemar(before, before)["p"] == 1.0

@@ -22,7 +22,7 @@ def in_fresh_interpreter(program: str, folder: Path) -> dict:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("module", ["art_mcp", "art_mcp.cli.main"])
+@pytest.mark.parametrize("module", ["art_mcp", "art_mcp.cli.main", "art_mcp.openai_patch"])
 def test_importing_loads_no_heavy_library(module, tmp_path):
     loaded = in_fresh_interpreter(f"import {module}\nseen = [name for name in sys.modules if '.' not in name]", tmp_path)
     assert module.partition(".")[0] in loaded

@@ -125,8 +125,8 @@ def outcomes_of(groups: Sequence[TrajectoryGroup], environment: Environment) -> 
     for group in groups:
         if group.scenario is not None and group.trajectories:
             counts = outcomes.setdefault(group.scenario.id, [0, 0])
-            counts[0] += sum(environment.solved(one) for one in group.trajectories)
-            counts[1] += len(group.trajectories)
+            counts[0] += sum(environment.solved(one) for one in group.rollouts)
+            counts[1] += len(group.rollouts)
     return outcomes
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import anyio
 
@@ -31,12 +31,16 @@ from art_mcp.types import (
     Usage,
 )
 
+Outcome: TypeAlias = ScoredTrajectory | FailedRollout
+Attempt: TypeAlias = Callable[[Scenario, int], Awaitable[Sequence[Outcome]]]
+"""One rollout of a scenario by its number: a failure, or a trajectory and its branches."""
+
 
 @dataclass(frozen=True, slots=True)
 class Silent:
     """Progress that nobody watches."""
 
-    def finished(self, outcome: ScoredTrajectory | FailedRollout) -> None:
+    def finished(self, outcome: Outcome) -> None:
         pass
 
 
@@ -66,27 +70,7 @@ class Play:
     key: tuple[int, int]
     tracer: Tracer | None = None
 
-    async def group(
-        self, scenario: Scenario, numbers: Sequence[int], *, limiter: anyio.CapacityLimiter, watcher: Progress
-    ) -> TrajectoryGroup:
-        """The rollouts of one scenario with these numbers, as many at a time as the limiter lets in."""
-        outcomes: dict[int, ScoredTrajectory | FailedRollout] = {}
-
-        async def attempt(number: int) -> None:
-            async with limiter:
-                outcome = await self.attempt(scenario, number)
-            outcomes[number] = outcome
-            watcher.finished(outcome)
-
-        with traced(self.tracer, "group", scenario=scenario.id, prompt=scenario.prompt, step=self.key[1]) as tell:
-            async with anyio.create_task_group() as tasks:
-                for number in numbers:
-                    tasks.start_soon(attempt, number)
-            group = make_group(scenario, [outcomes[number] for number in numbers])
-            tell(rewards_of(group))
-        return group
-
-    async def attempt(self, scenario: Scenario, number: int) -> ScoredTrajectory | FailedRollout:
+    async def attempt(self, scenario: Scenario, number: int) -> Outcome:
         """One rollout, scored; or what the world did to it."""
         chat = None if self.chat is None else Metered(self.chat)
         try:
@@ -163,19 +147,61 @@ async def gather_trajectory_groups(
     if step is None:
         step = await model.get_step() if isinstance(model, TrainableModel) else 0
     tracer = tracer or model.tracer
+    with first_failure():
+        async with door_to(model) as chat:
+            play = Play(model, chat, environment, toolbox, temperature, (seed, step), tracer)
+
+            async def attempt(scenario: Scenario, number: int) -> Sequence[Outcome]:
+                return [await play.attempt(scenario, number)]
+
+            return await gather_groups(
+                attempt,
+                scenarios,
+                rollouts=rollouts,
+                concurrency=concurrency,
+                progress=progress,
+                tracer=tracer,
+                step=step,
+            )
+
+
+async def gather_groups(
+    attempt: Attempt,
+    scenarios: Sequence[Scenario],
+    *,
+    rollouts: int,
+    concurrency: int,
+    progress: Progress | None = None,
+    tracer: Tracer | None = None,
+    step: int = 0,
+) -> list[TrajectoryGroup]:
+    """A group for each scenario, of what `attempt(scenario, number)` made of its rollouts: a failure, or a trajectory and its
+    branches, of which `progress` is told the last. What `attempt` raises is raised, the first one as it is."""
     limiter, watcher = anyio.CapacityLimiter(concurrency), progress or Silent()
     firsts = first_numbers(scenarios, rollouts)
     groups: dict[int, TrajectoryGroup] = {}
 
-    async def gather(play: Play, place: int) -> None:
-        numbers = range(firsts[place], firsts[place] + rollouts)
-        groups[place] = await play.group(scenarios[place], numbers, limiter=limiter, watcher=watcher)
+    async def gather(place: int) -> None:
+        scenario, outcomes = scenarios[place], dict[int, Sequence[Outcome]]()
+
+        async def one(number: int) -> None:
+            async with limiter:
+                outcome = await attempt(scenario, firsts[place] + number)
+            outcomes[number] = outcome
+            watcher.finished(outcome[-1])
+
+        with traced(tracer, "group", scenario=scenario.id, prompt=scenario.prompt, step=step) as tell:
+            async with anyio.create_task_group() as tasks:
+                for number in range(rollouts):
+                    tasks.start_soon(one, number)
+            group = make_group(scenario, [outcome for number in range(rollouts) for outcome in outcomes[number]])
+            tell(rewards_of(group))
+        groups[place] = group
 
     with first_failure():
-        async with door_to(model) as chat, anyio.create_task_group() as tasks:
-            play = Play(model, chat, environment, toolbox, temperature, (seed, step), tracer)
+        async with anyio.create_task_group() as tasks:
             for place in range(len(scenarios)):
-                tasks.start_soon(gather, play, place)
+                tasks.start_soon(gather, place)
     return [groups[place] for place in range(len(scenarios))]
 
 
@@ -203,7 +229,7 @@ def first_failure() -> Generator[None]:
         raise failure
 
 
-def make_group(scenario: Scenario, outcomes: Sequence[ScoredTrajectory | FailedRollout]) -> TrajectoryGroup:
+def make_group(scenario: Scenario, outcomes: Sequence[Outcome]) -> TrajectoryGroup:
     return TrajectoryGroup(
         trajectories=tuple(outcome for outcome in outcomes if isinstance(outcome, ScoredTrajectory)),
         failures=tuple(outcome for outcome in outcomes if isinstance(outcome, FailedRollout)),

@@ -224,7 +224,7 @@ def check_alive(groups: Sequence[TrajectoryGroup]) -> None:
 
 def summarize(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:
     """Means over a step's rollouts: reward and its parts, turns, calls, tokens; and how many failed."""
-    scored = [one for group in groups for one in group.trajectories]
+    scored = [one for group in groups for one in group.rollouts]
     played = [one.trajectory for one in scored]
     names = sorted({name for one in scored for name in one.parts})
     return {
@@ -234,7 +234,7 @@ def summarize(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:
         "tool_calls": float(sum(len(trajectory.uses) for trajectory in played)),
         "malformed": float(sum(trajectory.malformed for trajectory in played)),
         "tool_errors": float(sum(trajectory.tool_errors for trajectory in played)),
-        "sampled_tokens": float(sum(trajectory.policy_tokens for trajectory in played)),
+        "sampled_tokens": float(sum(one.trajectory.policy_tokens for group in groups for one in group.trajectories)),
         "rollouts": float(len(scored)),
         "failed_rollouts": float(sum(len(group.failures) for group in groups)),
     }

@@ -1,6 +1,7 @@
 """What a curriculum draws: levels and scenarios that are solved neither always nor never, the same again after a resume."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -98,7 +99,8 @@ def test_a_scenario_that_is_not_of_this_split_is_not_counted():
 def played(level, *rewards, failed=0, name=""):
     one = Scenario(name or f"at-{level}", "", level, {"answer": "5"})
     done = Trajectory(one, "r", ({"role": "assistant", "content": "5"},), (Span((1,), (0.0,), 0),), StopReason.ANSWERED)
-    scored = tuple(done.scored(reward, {"said": reward}) for reward in rewards)
+    rollouts = [replace(done, rollout_id=f"r{number}") for number in range(len(rewards))]
+    scored = tuple(rollout.scored(reward, {"said": reward}) for rollout, reward in zip(rollouts, rewards, strict=True))
     return TrajectoryGroup(scored, (FailedRollout("r", "EngineError", "x"),) * failed, one)
 
 

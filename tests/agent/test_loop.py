@@ -254,7 +254,7 @@ async def test_a_split_that_the_environment_does_not_have_is_told():
 def trajectory(reward, *, uses=(), turns=1):
     spans = (Span((1, 2)), Span((3, 4, 5), (-0.1,) * 3, 0))
     messages = ({"role": "assistant", "content": "5"},) * turns
-    played = Trajectory(scenario("5"), "r", messages, spans, StopReason.ANSWERED, tuple(uses))
+    played = Trajectory(scenario("5"), f"r{reward}", messages, spans, StopReason.ANSWERED, tuple(uses))
     return played.scored(reward, {"said": reward, "extra": 0.0} if reward else {"said": reward})
 
 
