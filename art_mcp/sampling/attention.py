@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Torch's own, without cuDNN's, which torch 2.11 and later prefer on Hopper: given a mask and 64 keys more than a multiple of
+128, its backward pass is NaN where all scores of a query are below -88 (github.com/pytorch/pytorch/issues/196678). Some
+heads of Qwen2.5 have such scores."""
+
+
+def own_kernels() -> AbstractContextManager[None]:
+    """Within it, torch's attention is computed, forward and backward, by one of KERNELS."""
+    return sdpa_kernel(KERNELS)
 
 
 def rotary_table(inverse_frequencies: Tensor, positions: int) -> tuple[Tensor, Tensor]:
@@ -56,4 +68,5 @@ def attend_fused(query: Tensor, keys: Tensor, values: Tensor, *, shared: tuple[T
         keys, values = (torch.cat((far.expand(rows, -1, -1, -1), own), dim=2) for far, own in parts)
         seen = F.pad(seen, (shared[0].shape[2], 0))
     keys, values = (states.repeat_interleave(query_heads // states.shape[1], dim=1) for states in (keys, values))
-    return F.scaled_dot_product_attention(query, keys, values, attn_mask=seen.to(query.dtype))
+    with own_kernels():
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=seen.to(query.dtype))
