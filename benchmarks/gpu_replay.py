@@ -63,14 +63,15 @@ def cpu_seconds() -> float:
 
 
 async def replay(requests: Sequence[Request], *, worker: Any, concurrency: int) -> dict[str, float]:
-    """The requests again, in the order in which they began, straight to vLLM's port."""
-    connections = worker.engine.server.connections
+    """The requests again, in the order in which they began, straight to vLLM's port; in turn where it has several."""
+    servers = [server.connections for server in worker.engine.servers]
     waiting = iter(sorted(requests, key=lambda request: request.began))
     name = str(worker.policy) if worker.facts["lora"] else worker.policy.name
     salt = f"replay {time.monotonic()}"
     failed: list[str] = []
 
-    async def send() -> None:
+    async def send(number: int) -> None:
+        connections = servers[number % len(servers)]
         for request in waiting:
             values = {
                 "model": name,
@@ -89,8 +90,8 @@ async def replay(requests: Sequence[Request], *, worker: Any, concurrency: int) 
 
     began, cpu = time.monotonic(), cpu_seconds()
     async with anyio.create_task_group() as tasks:
-        for _ in range(concurrency):
-            tasks.start_soon(send)
+        for number in range(concurrency):
+            tasks.start_soon(send, number)
     seconds = time.monotonic() - began
     if failed:
         raise SystemExit(f"{len(failed)} of {len(requests)} replayed requests failed: {failed[0]}")
