@@ -169,6 +169,7 @@ async def test_a_request_ends_under_the_version_under_which_it_began(model):
                 parameter.add_(0.05)
     await worker.imitate([sample_of((await draw(worker)).span)], TrainConfig(learning_rate=1e-5))
     new = worker.policy
+    await worker.ready()
     assert not begun.done()
     assert {str(old), str(new)} <= await known(worker)
     assert (await draw(worker)).span.policy_version == new.step == old.step + 1
