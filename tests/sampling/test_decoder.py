@@ -1,5 +1,7 @@
 """Decoders against transformers' own forward pass: the same logits, or a refusal."""
 
+from contextlib import ExitStack
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -8,7 +10,7 @@ from toys import FALLBACK, LEAN, REFUSED, draw_tokens, make_model
 
 from art_mcp.errors import ModelError
 from art_mcp.local.models import add_lora
-from art_mcp.sampling.attention import attend, attend_fused
+from art_mcp.sampling.attention import attend, attend_fused, without_cudnn
 from art_mcp.sampling.decoder import (
     MASKED,
     NO_PREFIX,
@@ -182,6 +184,16 @@ def test_attention_under_a_mask_is_never_cudnns_whose_gradient_may_be_nan():
     assert len(watched.met) > 1
     assert set(watched.met) == {(False, True)}
     assert torch.backends.cuda.cudnn_sdp_enabled()  # elsewhere in this process nothing has changed
+
+
+def test_cudnn_comes_back_when_the_last_thread_has_left():
+    one, other = ExitStack(), ExitStack()
+    one.enter_context(without_cudnn)
+    other.enter_context(without_cudnn)
+    one.close()
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    other.close()
+    assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
 def test_layers_that_are_computed_again_give_the_same_gradient():
