@@ -20,7 +20,8 @@ NAMED = 8
 class Opens(Protocol):
     """What is asked of a trainer: its optimizer, and the samples in micro-batches."""
 
-    optimizer: torch.optim.Optimizer
+    @property
+    def optimizer(self) -> torch.optim.Optimizer: ...
 
     def opened(
         self, samples: Sequence[Sample], config: TrainConfig
