@@ -12,6 +12,7 @@ import anyio
 
 from art_mcp.model import TrainableModel
 from art_mcp.ports import Sampler
+from art_mcp.sampling.vllm_messages import COMPLETIONS, TOKENS
 from art_mcp.types import Completion, Policy, SamplingParams
 
 
@@ -63,34 +64,29 @@ def cpu_seconds() -> float:
 
 
 async def replay(requests: Sequence[Request], *, worker: Any, concurrency: int) -> dict[str, float]:
-    """The requests again, in the order in which they began, straight to vLLM's port."""
-    connections = worker.engine.server.connections
+    """The requests again, in the order in which they began, straight to vLLM's port, through the engine's own door; in turn
+    where there are several servers."""
+    await worker.ready()
+    servers = [server.connections for server in worker.engine.servers]
+    door = TOKENS if worker.facts["engine_door"] == TOKENS.path else COMPLETIONS
     waiting = iter(sorted(requests, key=lambda request: request.began))
     name = str(worker.policy) if worker.facts["lora"] else worker.policy.name
     salt = f"replay {time.monotonic()}"
     failed: list[str] = []
 
-    async def send() -> None:
+    async def send(number: int) -> None:
+        connections = servers[number % len(servers)]
         for request in waiting:
-            values = {
-                "model": name,
-                "prompt": list(request.token_ids),
-                "max_tokens": request.sampled,
-                "ignore_eos": True,
-                "temperature": 1.0,
-                "seed": request.seed,
-                "logprobs": 0,
-                "return_token_ids": True,
-                "cache_salt": salt,
-            }
-            status, body = await connections.post("/v1/completions", values)
+            params = SamplingParams(request.sampled, 1.0, request.seed)
+            values = {**door.ask(name, request.token_ids, params=params, stop=frozenset(), step=0), "cache_salt": salt}
+            status, body = await connections.post(door.path, values)
             if status != 200:
                 failed.append(body[:200].decode(errors="replace"))
 
     began, cpu = time.monotonic(), cpu_seconds()
     async with anyio.create_task_group() as tasks:
-        for _ in range(concurrency):
-            tasks.start_soon(send)
+        for number in range(concurrency):
+            tasks.start_soon(send, number)
     seconds = time.monotonic() - began
     if failed:
         raise SystemExit(f"{len(failed)} of {len(requests)} replayed requests failed: {failed[0]}")

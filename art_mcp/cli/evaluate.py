@@ -39,6 +39,7 @@ def command(
     engine: o.Engine = None,
     engine_python: o.EnginePython = None,
     engine_arg: o.EngineArgs = None,
+    engine_replicas: o.EngineReplicas = 1,
     concurrency: Concurrency = None,
     price_in: Annotated[float | None, typer.Option("--price-in", min=0, help=f"What a million {PRICED} costs.")] = None,
     price_out: Annotated[float | None, typer.Option("--price-out", min=0, help="And a million that it wrote.")] = None,

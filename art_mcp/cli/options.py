@@ -84,6 +84,9 @@ EnginePython = Annotated[
 EngineArgs = Annotated[
     list[str] | None, typer.Option("--engine-arg", metavar="KEY=VALUE", help="An option of vLLM's own; repeatable.")
 ]
+EngineReplicas = Annotated[
+    int, typer.Option("--engine-replicas", min=1, help="vLLM servers on one GPU; 2 or 3 are faster for small models.")
+]
 Trainer = Annotated[
     Literal["torch", "unsloth"] | None,
     typer.Option("--trainer", help="What trains (default: Unsloth for LoRA beside vLLM, where it is installed)."),

@@ -28,6 +28,7 @@ def command(
     engine: o.Engine = None,
     engine_python: o.EnginePython = None,
     engine_arg: o.EngineArgs = None,
+    engine_replicas: o.EngineReplicas = 1,
     weave: o.Weave = None,
     json: o.Json = False,
 ) -> None:

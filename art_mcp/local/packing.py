@@ -32,8 +32,8 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Rows as tensors, right-padded to (rows, width): `seen` (rows, width, width) says which nodes a node may look at,
-    itself included; `positions` count from the beginning of the conversation.
+    """Rows as tensors, right-padded to (rows, width): `seen` (rows, width, width) says which nodes a node may look at, itself
+    included, padding too: a node that sees nothing is NaN in some kernels. `positions` count from the conversation's begin.
 
     Flat over the trainable tokens of all samples: the flat place (row · width + node) of each distinct trained node in
     `targets`, of its parent in `sources`; `index` leads from the samples' tokens to these, `owners` to the sample.
@@ -120,7 +120,7 @@ def pack(rows: Sequence[Row], prefix: int) -> Packed:
     width = max(len(row.token_ids) for row in rows)
     token_ids, positions = torch.zeros(2, len(rows), width, dtype=torch.long)
     parents = torch.zeros(len(rows), width, dtype=torch.long)
-    seen = torch.zeros(len(rows), width, width, dtype=torch.bool)
+    seen = torch.eye(width, dtype=torch.bool).repeat(len(rows), 1, 1)
     targets: list[Tensor] = []
     for place, row in enumerate(rows):
         size = len(row.token_ids)

@@ -17,7 +17,7 @@ import torch
 from art_mcp.local.models import adapter_lora, base_of, dtype_of
 from art_mcp.local.share import settings_beside
 from art_mcp.sampling.vllm_args import Served, VllmSettings
-from art_mcp.sampling.vllm_engine import VllmEngine
+from art_mcp.sampling.vllm_replicas import Engine, open_engine
 from art_mcp.sampling.vllm_server import in_thread
 from art_mcp.types import Completion, ModelSpec, Policy, Sample, SamplingParams, TrainConfig
 
@@ -45,15 +45,15 @@ class Learner(Trains, Protocol):
     async def write_weights(self, folder: Path) -> None: ...
 
 
-class LearnOnce(Protocol):
-    async def __call__(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]: ...
-
-
 class ServedWorker:
-    """An engine and a learner with weights of their own, equal after every step. `open_served` makes one."""
+    """An engine and a learner with weights of their own. What is sampled is always the learner's policy of that moment: after
+    `train` it is published at once, after a supervised step when somebody samples. `open_served` makes one."""
 
-    def __init__(self, engine: VllmEngine, learner: Learner, versions: TemporaryDirectory[str]) -> None:
+    def __init__(self, engine: Engine, learner: Learner, versions: TemporaryDirectory[str]) -> None:
         self.engine, self.learner, self._versions = engine, learner, versions
+        self._stale = False
+        self._changing = asyncio.Lock()
+        self._publishing: asyncio.Task[None] | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -65,7 +65,9 @@ class ServedWorker:
 
     @property
     def policy(self) -> Policy:
-        return self.engine.policy
+        """What the next turn is sampled under."""
+        policy = self.engine.policy
+        return Policy(policy.name, self.step) if self._stale else policy
 
     @property
     def context_length(self) -> int:
@@ -74,19 +76,22 @@ class ServedWorker:
     async def sample(
         self, token_ids: Sequence[int], *, params: SamplingParams, stop: frozenset[int], shared: int = 0
     ) -> Completion:
+        await self._catch_up()
         return await self.engine.sample(token_ids, params=params, stop=stop, shared=shared)
 
     async def train(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
         """One step, after which the new policy is published; what is in flight ends under the old one. `seconds_publish` of
         the metrics is from the last gradient until requests are sampled under the new policy."""
-        return await asyncio.shield(self._learn(self.learner.train, samples, config))
+        return await asyncio.shield(self._train(samples, config))
 
     async def imitate(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
-        """One supervised step on demonstrations, as `train`."""
-        return await asyncio.shield(self._learn(self.learner.imitate, samples, config))
+        """One supervised step on demonstrations. Nobody samples between two of them, so the new policy is published when
+        somebody does."""
+        return await asyncio.shield(self._imitate(samples, config))
 
     async def ready(self) -> int:
-        """Returns when there is a server to sample from, a new one, where it died; and how often one was started."""
+        """Returns when there is a server with the current policy, a new one, where it died; and how often one was started."""
+        await self._catch_up()
         await self.engine.ready()
         return self.engine.starts
 
@@ -103,11 +108,46 @@ class ServedWorker:
             await self.learner.close()
             self._versions.cleanup()
 
-    async def _learn(self, learn: LearnOnce, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
-        metrics = await learn(samples, config)
-        began = monotonic()
-        await self.engine.publish(self.step, await write_version(self.learner, self._versions))
+    async def _train(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
+        async with self._changing:
+            metrics = await self.learner.train(samples, config)
+            began = monotonic()
+            await self._publish()
         return {**metrics, "seconds_publish": monotonic() - began}
+
+    async def _imitate(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
+        async with self._changing:
+            metrics = await self.learner.imitate(samples, config)
+            self._stale = True
+        return metrics
+
+    async def _catch_up(self) -> None:
+        """Publishes what the learner has, unless it is published: once, however many wait for it, and to its end, should who
+        asked first go away."""
+        while self._stale:
+            if self._publishing is None:
+                self._publishing = asyncio.create_task(self._publish_later())
+                self._publishing.add_done_callback(self._published)
+            await asyncio.shield(self._publishing)
+
+    async def _publish_later(self) -> None:
+        async with self._changing:  # a step that has begun ends first, and is published with what came before
+            if self._stale:
+                await self._publish()
+
+    async def _publish(self) -> None:
+        """Afterwards learner and engine are equal; where it fails, whoever samples next tries it again."""
+        equal = False
+        try:
+            await self.engine.publish(self.step, await write_version(self.learner, self._versions))
+            equal = True
+        finally:
+            self._stale = not equal
+
+    def _published(self, task: asyncio.Task[None]) -> None:
+        self._publishing = None
+        if not task.cancelled():
+            task.exception()  # whoever waited has it; the next who asks tries again
 
 
 async def open_served(name: str, spec: ModelSpec, load: Callable[[], Learner], settings: VllmSettings) -> ServedWorker:
@@ -119,7 +159,7 @@ async def open_served(name: str, spec: ModelSpec, load: Callable[[], Learner], s
         unfinished.callback(versions.cleanup)
         ahead = served_ahead(name, spec)
         beside = None if ahead is None else await asyncio.to_thread(settings_beside, ahead, settings)
-        engine = None if ahead is None or beside is None else VllmEngine(ahead, beside)
+        engine = None if ahead is None or beside is None else open_engine(ahead, beside)
         if engine is not None:
             unfinished.push_async_callback(engine.close)
             engine.begin()
@@ -132,7 +172,7 @@ async def open_served(name: str, spec: ModelSpec, load: Callable[[], Learner], s
             # what was loaded is not what was foreseen
             if engine is not None:
                 await engine.close()
-            engine = VllmEngine(served, settings)
+            engine = open_engine(served, settings)
         worker = ServedWorker(engine, learner, versions)
         unfinished.pop_all()
         unfinished.push_async_callback(worker.close)

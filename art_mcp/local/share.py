@@ -7,14 +7,15 @@ still loading it is told how much it may take: its share of what is free, less i
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from art_mcp.errors import ConfigError
-from art_mcp.sampling.vllm_args import Memory, Served, VllmSettings, gpu_memory
+from art_mcp.sampling.vllm_args import WORKING_MEMORY, Memory, Served, VllmSettings, gpu_memory, weights_of
 
 GIB = 2**30
 FORWARD_BYTES = 4 * GIB
 """For vLLM's activations, CUDA graphs and context."""
+REPLICA_BYTES = WORKING_MEMORY * 2**20
+"""The same of one of several, whose models are small."""
 TRAINER_WEIGHTS, TRAINER_BYTES = 3, 8 * GIB
 """A trainer of adapters needs at most so many times its weights (while it loads, or in a larger type) and so much more."""
 SHARED_BY_USER = {"gpu_memory_utilization", "kv_cache_memory_bytes", "kv_cache_memory"}
@@ -30,7 +31,8 @@ def settings_beside(served: Served, settings: VllmSettings) -> VllmSettings | No
     memory = gpu_memory()
     if memory is None:
         return settings
-    cache = cache_beside(weights_bytes(served.model), settings, memory)
+    weights = weights_of(served.model)
+    cache = None if weights is None else cache_beside(weights * 2**20, settings, memory)
     if cache is not None:
         return replace(settings, cache_bytes=cache)
     if settings.together:
@@ -40,19 +42,14 @@ def settings_beside(served: Served, settings: VllmSettings) -> VllmSettings | No
     return None
 
 
-def weights_bytes(source: str) -> int | None:
-    """Of a model folder's safetensors files; None where it has none, or is not here."""
-    return sum(file.stat().st_size for file in Path(source).glob("*.safetensors")) or None
-
-
-def cache_beside(weights: int | None, settings: VllmSettings, memory: Memory) -> int | None:
-    """Bytes that vLLM's keys and values may take on a GPU on which the trainer of these `weights` (bytes) is still to come;
-    None where there may not be room for all, or the user says how memory is shared."""
+def cache_beside(weights: int, settings: VllmSettings, memory: Memory) -> int | None:
+    """Bytes that the keys and values of each vLLM server may take on a GPU on which the trainer of these `weights` (bytes) is
+    still to come; None where there may not be room for all, or the user says how memory is shared."""
     asked = {name.removeprefix("--").replace("-", "_") for name in settings.args}
-    if weights is None or asked & SHARED_BY_USER:
+    if asked & SHARED_BY_USER:
         return None
     free = memory.free * 2**20
     share = int(free * settings.memory_share)
-    cache = share - weights - FORWARD_BYTES
+    cache = share // settings.replicas - weights - (FORWARD_BYTES if settings.replicas == 1 else REPLICA_BYTES)
     fits = free - share >= TRAINER_WEIGHTS * weights + TRAINER_BYTES
     return cache if fits and cache >= GIB else None

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from art_mcp.core.samples import common_prefix
 from art_mcp.errors import TrainError
 from art_mcp.local import loss
+from art_mcp.local.finite import name_culprits
 from art_mcp.local.packing import Row, micro_batches, pack, plan_rows
 from art_mcp.sampling.decoder import MASKED, Decoder, LeanDecoder, NoCache, Prefix, compute_prefix, make_decoder, on
 from art_mcp.types import Sample, TrainConfig
@@ -87,7 +89,13 @@ class TorchTrainer:
             return {**metrics, "loss": 0.0, "gradient_norm": 0.0}
         self._check_reference(config)
         figures = self._accumulate(used, config)
-        norm = self._update(config, step)
+        weight_of = {id(sample): weight for sample, weight in used}
+
+        def again(batch: Sequence[Row], opening: Prefix) -> None:
+            self._learn(batch, opening, weight_of, config=config)
+
+        culprits = partial(name_culprits, self, [sample for sample, _ in used], config, among=samples, again=again)
+        norm = self._update(config, step, culprits=culprits)
         return {**metrics, **figures, "gradient_norm": norm, "learning_rate": float(self.optimizer.param_groups[0]["lr"])}
 
     def imitate(self, samples: Sequence[Sample], config: TrainConfig, *, step: int) -> dict[str, float]:
@@ -96,13 +104,15 @@ class TorchTrainer:
         total = sum(sum(sample.trainable) for sample in samples)
         if not total:
             raise TrainError("demonstrations without a token to learn teach nothing")
-        summed = 0.0
+
+        def learn(batch: Sequence[Row], opening: Prefix) -> float:
+            value = loss.supervised_loss(self.score_rows(batch, opening, temperature=1.0).log_probs).sum() / total
+            backward(value)
+            return value.item()
+
         with self.opened(samples, config) as (opening, batches):
-            for batch in batches:
-                value = loss.supervised_loss(self.score_rows(batch, opening, temperature=1.0).log_probs).sum() / total
-                backward(value)
-                summed += value.item()
-        norm = self._update(config, step)
+            summed = sum(learn(batch, opening) for batch in batches)
+        norm = self._update(config, step, culprits=partial(name_culprits, self, samples, config, among=samples, again=learn))
         return {"loss": summed, "gradient_norm": norm, "trainable_tokens": float(total)}
 
     def score(self, samples: Sequence[Sample], *, prefix: int, temperature: float, decoder: Decoder | None = None) -> Scores:
@@ -226,7 +236,7 @@ class TorchTrainer:
             reference = self.score_rows(rows, opening, temperature=config.temperature, decoder=self._reference)
         return loss.kl_penalty(scores.log_probs, reference.log_probs)
 
-    def _update(self, config: TrainConfig, step: int) -> float:
+    def _update(self, config: TrainConfig, step: int, *, culprits: Callable[[], str]) -> float:
         rate = self.default_learning_rate() if config.learning_rate is None else config.learning_rate
         for group in self.optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
@@ -236,9 +246,7 @@ class TorchTrainer:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if not finite:
-            raise TrainError(
-                f"the gradient of step {step} is not finite ({norm}): lower the learning rate; no weight was changed"
-            )
+            raise TrainError(f"the gradient of step {step} is not finite ({norm}): {culprits()}; no weight was changed")
         return norm
 
 

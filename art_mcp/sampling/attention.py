@@ -3,10 +3,41 @@
 from __future__ import annotations
 
 import math
+from threading import Lock
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+
+class WithoutCudnn:
+    """Within it, torch computes attention by kernels of its own, forward and backward, on whichever thread.
+
+    Torch 2.11 and later prefer cuDNN's on Hopper. Given a mask, and 64 keys more than a multiple of 128, its backward pass is
+    NaN where all scores of a query are below -88 (github.com/pytorch/pytorch/issues/196678), as in some heads of Qwen2.5.
+    The switch is the whole process's: the first to enter turns it, the last to leave turns it back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._within = 0
+        self._before = True
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._within:
+                self._before = torch.backends.cuda.cudnn_sdp_enabled()
+                torch.backends.cuda.enable_cudnn_sdp(False)
+            self._within += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._within -= 1
+            if not self._within:
+                torch.backends.cuda.enable_cudnn_sdp(self._before)
+
+
+without_cudnn = WithoutCudnn()
 
 
 def rotary_table(inverse_frequencies: Tensor, positions: int) -> tuple[Tensor, Tensor]:
@@ -56,4 +87,5 @@ def attend_fused(query: Tensor, keys: Tensor, values: Tensor, *, shared: tuple[T
         keys, values = (torch.cat((far.expand(rows, -1, -1, -1), own), dim=2) for far, own in parts)
         seen = F.pad(seen, (shared[0].shape[2], 0))
     keys, values = (states.repeat_interleave(query_heads // states.shape[1], dim=1) for states in (keys, values))
-    return F.scaled_dot_product_attention(query, keys, values, attn_mask=seen.to(query.dtype))
+    with without_cudnn:
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=seen.to(query.dtype))

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from art_mcp.errors import ModelError, boundary
-from art_mcp.sampling.attention import attend, rotary_table, rotate
+from art_mcp.sampling.attention import attend, rotary_table, rotate, without_cudnn
 
 MASKED = -1e30
 """Added to a score that may not be seen; finite, so that a padded row stays free of NaN."""
@@ -259,13 +259,14 @@ class TransformersDecoder:
     def hidden(self, token_ids: Tensor, positions: Tensor, *, prefix: Prefix, cache: Cache, mask: Tensor) -> Tensor:
         rows, new = token_ids.shape
         seen = torch.cat((mask.new_zeros(rows, new, prefix.length), mask), dim=-1)[:, None]
-        output = self._model.base_model(
-            input_ids=token_ids,
-            attention_mask=seen,
-            position_ids=positions,
-            past_key_values=PrefixedCache(prefix, cache, rows),
-            use_cache=True,
-        )
+        with without_cudnn:
+            output = self._model.base_model(
+                input_ids=token_ids,
+                attention_mask=seen,
+                position_ids=positions,
+                past_key_values=PrefixedCache(prefix, cache, rows),
+                use_cache=True,
+            )
         return output.last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -24,6 +24,8 @@ OURS = {
 """Options on which the client, or what a logprob means, depends."""
 CPU_CACHE_BYTES = 4 * 2**30
 """The most that keys and values take where there is no GPU."""
+WORKING_MEMORY = 2048
+"""MiB of a GPU that a server takes beside weights, keys and values: its context, activations, graphs."""
 GRAPH_SIZES = (1, 8, 32, 64, 128, 192, 256, 384)
 """Batch sizes whose decoding step is recorded as a CUDA graph by a fast start; sizes in between are padded."""
 FAST = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
@@ -38,6 +40,17 @@ parser = make_arg_parser(FlexibleArgumentParser())
 names = {name for action in parser._actions for name in action.option_strings if name.startswith("--")}
 sys.stdout.write("\\n" + json.dumps(sorted(names)))
 """
+TOKENS_OPTION = "--enable-scale-out"
+"""Opens the door for tokens alone, in versions that keep it shut otherwise."""
+FIND_OPTION = """
+import importlib.util, json, pathlib, sys
+spec = importlib.util.find_spec("vllm")
+folders = [pathlib.Path(place) / "entrypoints" for place in (spec.submodule_search_locations if spec else ())]
+files = [folder / part / "cli_args.py" for folder in folders for part in ("launchers", "openai")]
+known = any(b"enable_scale_out:" in file.read_bytes() for file in files if file.is_file())
+sys.stdout.write("\\n" + json.dumps(["--enable-scale-out"] if known else []))
+"""
+"""Read, not imported: that would take half a minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +59,10 @@ class VllmSettings:
     `{"max_num_seqs": 512}`; they win over our choices.
 
     `start`: "fast" compiles nothing and records few CUDA graphs, "full" is vLLM's own choice: slower to start, faster later.
-    `memory_share`: of the GPU memory that is free when it starts. `cache_bytes`: what keys and values take of it (None: what
-    vLLM measures to be left of its share, which is wrong where somebody else takes memory while it measures). `together`:
-    whether it starts while a trainer of adapters loads (None: where a GPU is known to hold both, and without a GPU).
+    `memory_share`: of the GPU memory that is free when it starts; `replicas` servers divide it among them. `cache_bytes`: what
+    keys and values of each take of it (None: what vLLM measures to be left of its share, which is wrong where somebody else
+    takes memory while it measures). `together`: whether it starts while a trainer of adapters loads (None: where a GPU is known
+    to hold both, and without a GPU).
     """
 
     python: str | None = None
@@ -57,6 +71,7 @@ class VllmSettings:
     memory_share: float = 0.45
     cache_bytes: int | None = None
     together: bool | None = None
+    replicas: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +92,19 @@ class Served:
     lora_rank: int | None = None
 
 
-def vllm_command(served: Served, settings: VllmSettings, *, port: int, memory: Memory | None) -> list[str]:
-    """The server's command line. `memory` None: there is no GPU. Raises ConfigError for an option that is not for users."""
+def vllm_command(
+    served: Served, settings: VllmSettings, *, port: int, memory: Memory | None, opens_tokens: bool = False
+) -> list[str]:
+    """The server's command line. `memory` None: there is no GPU. `opens_tokens`: the installed version has TOKENS_OPTION.
+    Raises ConfigError for an option that is not for users."""
     asked = {name.removeprefix("--").replace("-", "_"): value for name, value in settings.args.items()}
     forbidden = sorted(OURS & asked.keys())
     if forbidden:
         raise ConfigError(f"engine argument {forbidden[0]!r} is not for users: sampling and publishing depend on its value")
     options = {**our_options(served, port=port), **speed_options(settings, asked, gpu=memory is not None)}
-    options |= memory_options(settings, memory) | asked
+    if opens_tokens:
+        options[TOKENS_OPTION.removeprefix("--").replace("-", "_")] = True
+    options |= memory_options(settings, memory, weights=weights_of(served.model)) | asked
     python = settings.python or sys.executable
     return [python, "-m", "vllm.entrypoints.openai.api_server", *(word for item in options.items() for word in words_of(*item))]
 
@@ -132,13 +152,42 @@ def speed_options(settings: VllmSettings, asked: Mapping[str, Any], *, gpu: bool
     return options | {"compilation_config": {**FAST, "cudagraph_capture_sizes": sizes}}
 
 
-def memory_options(settings: VllmSettings, memory: Memory | None) -> dict[str, Any]:
-    """vLLM reckons its part of all memory; we give it a share of what is free."""
-    if memory is not None:
-        share = {"gpu_memory_utilization": round(settings.memory_share * memory.free / memory.total, 3)}
-        return share if settings.cache_bytes is None else {**share, "kv_cache_memory_bytes": settings.cache_bytes}
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else CPU_CACHE_BYTES
-    return {"kv_cache_memory_bytes": min(CPU_CACHE_BYTES, int(free * settings.memory_share / 2))}
+def memory_options(settings: VllmSettings, memory: Memory | None, *, weights: int | None) -> dict[str, Any]:
+    """vLLM reckons its part of all memory; we give each replica its part of a share of what is free. `weights`: the model's,
+    in MiB, where they are known.
+
+    Replicas that start together would measure each other's memory as their own, so what keys and values may take is reckoned
+    here for them, which vLLM believes.
+    """
+    share = settings.memory_share / settings.replicas
+    if memory is None:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else CPU_CACHE_BYTES
+        return {"kv_cache_memory_bytes": min(CPU_CACHE_BYTES, int(free * share / 2))}
+    options: dict[str, Any] = {"gpu_memory_utilization": round(share * memory.free / memory.total, 3)}
+    if settings.cache_bytes is not None:
+        options["kv_cache_memory_bytes"] = settings.cache_bytes
+    elif settings.replicas > 1 and weights is not None:
+        left = int(share * memory.free - 1.1 * weights - WORKING_MEMORY)
+        if left <= 0:
+            raise ConfigError(
+                f"{settings.replicas} engine replicas of this model need more than memory_share {settings.memory_share} of the "
+                f"{memory.free} MiB that are free: fewer of them, or a larger share"
+            )
+        options["kv_cache_memory_bytes"] = left * 2**20
+    return options
+
+
+def again(first: Memory, now: Memory, settings: VllmSettings) -> Memory:
+    """What a server that is started anew goes by: the memory of its first start, as far as what is free now allows, where its
+    neighbours have taken theirs."""
+    fits = int(0.9 * now.free * settings.replicas / settings.memory_share)
+    return Memory(free=min(first.free, fits), total=now.total)
+
+
+def weights_of(model: str) -> int | None:
+    """The size of a model folder's weights in MiB; None for one that is not there yet, as a hub's may be."""
+    sizes = [file.stat().st_size for file in Path(model).glob("*.safetensors")]
+    return sum(sizes) >> 20 if sizes else None
 
 
 def words_of(name: str, value: Any) -> list[str]:
@@ -208,7 +257,7 @@ def complaint_about(args: Mapping[str, Any], line: str, settings: VllmSettings) 
     return f"vLLM refuses its arguments: {line}"
 
 
-def list_options(settings: VllmSettings) -> list[str]:
+def list_options(settings: VllmSettings, script: str = LIST_OPTIONS) -> list[str]:
     """Every option of the installed version's own parser; empty where it cannot be asked."""
-    said = answer_of([settings.python or sys.executable, "-c", LIST_OPTIONS], timeout=300).splitlines()
+    said = answer_of([settings.python or sys.executable, "-c", script], timeout=300).splitlines()
     return [str(name) for name in json.loads(said[-1])] if said else []

@@ -17,7 +17,7 @@ import anyio
 from art_mcp.errors import EngineError
 from art_mcp.sampling.room import room_for
 from art_mcp.sampling.vllm_args import Served, VllmSettings
-from art_mcp.sampling.vllm_messages import ask_completion, complaint, read_completion
+from art_mcp.sampling.vllm_messages import COMPLETIONS, TOKENS, complaint, serves_tokens
 from art_mcp.sampling.vllm_server import VllmServer, say
 from art_mcp.types import Completion, Policy, SamplingParams
 
@@ -57,6 +57,7 @@ class VllmEngine:
         self._open = asyncio.Event()
         self._open.set()
         self._context = self.starts = 0
+        self._door = COMPLETIONS
         self.facts: dict[str, Any] = {}
 
     @property
@@ -73,10 +74,20 @@ class VllmEngine:
     def context_length(self) -> int:
         return self._context
 
-    def begin(self) -> None:
+    @property
+    def available(self) -> bool:
+        """Whether a request would go to a server at once, not wait for a start."""
+        return self._starting is None and not self._doubtful and self.server.alive
+
+    @property
+    def servers(self) -> list[VllmServer]:
+        return [self.server]
+
+    def begin(self) -> asyncio.Task[None]:
         """Starts the server before there are adapters to publish; `start` waits for it and raises what it raised."""
         self._booting = asyncio.create_task(self._boot(self._served))
         self._booting.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return self._booting
 
     async def start(self, step: int, folder: Path) -> None:
         """Starts the server, where it has not begun, with the weights of `step` from `folder` (an adapter, or a whole model),
@@ -111,12 +122,13 @@ class VllmEngine:
         version = await self._enter()
         name = str(version.policy) if self._adapters else self._served.name
         limited = replace(params, max_tokens=min(params.max_tokens, room))
-        asked = ask_completion(name, token_ids, params=limited, stop=stop, step=version.policy.step)
+        door = self._door
+        asked = door.ask(name, token_ids, params=limited, stop=stop, step=version.policy.step)
         try:
-            answer = await self._post("/v1/completions", asked)
+            answer = await self._post(door.path, asked)
         finally:
             await self._leave(version)
-        return read_completion(answer, version.policy.step)
+        return door.read(answer, version.policy.step)
 
     async def publish(self, step: int, folder: Path) -> None:
         """Samples under `step`, with the weights in `folder`, from when this returns; the folder is then the engine's.
@@ -272,9 +284,12 @@ class VllmEngine:
         _, models = await self.server.connections.get("/v1/models")
         _, version = await self.server.connections.get("/version")
         self._context = int(json.loads(models)["data"][0]["max_model_len"])
+        one = TOKENS.ask(self._served.name, [0], params=SamplingParams(max_tokens=1), stop=frozenset(), step=-1)
+        self._door = TOKENS if serves_tokens(*await self.server.ask(TOKENS.path, one)) else COMPLETIONS
         self.facts = {
             "engine": "vllm",
             "vllm": json.loads(version)["version"],
             "engine_args": dict(self._settings.args),
             "engine_command": self.server.command,
+            "engine_door": self._door.path,
         }

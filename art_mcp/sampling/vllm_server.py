@@ -22,11 +22,16 @@ import anyio
 from art_mcp.child import launch_command
 from art_mcp.errors import ConfigError, EngineError, boundary
 from art_mcp.sampling.vllm_args import (
+    FIND_OPTION,
+    TOKENS_OPTION,
+    Memory,
     Served,
     VllmSettings,
+    again,
     cache_folder,
     complaint_about,
     gpu_memory,
+    list_options,
     vllm_command,
     vllm_environment,
 )
@@ -74,6 +79,7 @@ class VllmServer:
         self._process: subprocess.Popen[bytes] | None = None
         self.command: list[str] = []
         self.gpu = False
+        self._memory: Memory | None = None
         self.log = new_log()
 
     @property
@@ -176,7 +182,12 @@ class VllmServer:
             cache.mkdir(parents=True, exist_ok=True)
         memory = gpu_memory()
         self.gpu = memory is not None
-        self.command = vllm_command(served, self._settings, port=self.connections.port, memory=memory)
+        if memory is not None:
+            memory = again(self._memory, memory, self._settings) if self._memory is not None else memory
+            self._memory = self._memory or memory
+        opens_tokens = TOKENS_OPTION in list_options(self._settings, FIND_OPTION)
+        port = self.connections.port
+        self.command = vllm_command(served, self._settings, port=port, memory=memory, opens_tokens=opens_tokens)
         environment = vllm_environment(key=self._key, cache=cache, full_weights=served.lora_rank is None)
         command, args = launch_command(self.command[0], self.command[1:])
         with self.log.open("wb") as log:

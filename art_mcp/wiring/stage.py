@@ -39,6 +39,7 @@ class Setting:
     engine: Literal["transformers", "vllm"] | None = None
     engine_python: str | None = None
     engine_args: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    engine_replicas: int = 1
     trainer: Literal["torch", "unsloth"] | None = None
     weave: str | None = None
 
@@ -125,6 +126,7 @@ async def open_stage(setting: Setting, *, splits: Sequence[str] = (), resume_fro
         engine=setting.engine,
         engine_python=setting.engine_python,
         engine_args=setting.engine_args,
+        engine_replicas=setting.engine_replicas,
         trainer=setting.trainer,
         weave=setting.weave or False,
     )

@@ -1,4 +1,5 @@
-"""The first step's gradient of one trainer in a process of its own: `python gradient.py TRAINER ADAPTER SAMPLES OUT`."""
+"""The first step's gradient of one trainer in a process of its own: `python gradient.py TRAINER ADAPTER SAMPLES OUT`, where
+"exact" is torch's in double precision."""
 
 import json
 import sys
@@ -8,12 +9,16 @@ from art_mcp.local.worker import Settings, open_trainer
 from art_mcp.types import ModelSpec, Sample, TrainConfig
 
 CONFIG = TrainConfig(micro_batch_tokens=8192)
+EXACT = CONFIG.with_(micro_batch_tokens=1024)  # attention keeps its scores there
 
 
 def first_gradient(kind, adapter, samples):
     """By parameter name, in float32 on the CPU; and the figures of the loss."""
-    loaded, trainer = open_trainer(ModelSpec(source=str(adapter)), Settings(trainer=kind))
-    figures = trainer.accumulate(samples, CONFIG)
+    if kind == "exact":
+        loaded, trainer = open_trainer(ModelSpec(source=str(adapter), dtype="float64"), Settings(trainer="torch"))
+    else:
+        loaded, trainer = open_trainer(ModelSpec(source=str(adapter)), Settings(trainer=kind))
+    figures = trainer.accumulate(samples, EXACT if kind == "exact" else CONFIG)
     named = [(name, parameter) for name, parameter in loaded.model.named_parameters() if parameter.requires_grad]
     return {name: parameter.grad.float().cpu() for name, parameter in named if parameter.grad is not None}, figures
 

@@ -75,7 +75,22 @@ def test_a_node_sees_itself_and_its_ancestors_alone():
             for depth, node in enumerate(path):
                 assert packed.seen[place, node].nonzero()[:, 0].tolist() == sorted(path[: depth + 1])
                 assert packed.positions[place, node] == 2 + depth
-        assert not packed.seen[place, len(row.token_ids) :].any()
+        for padding in range(len(row.token_ids), packed.seen.shape[1]):
+            assert packed.seen[place, padding].nonzero()[:, 0].tolist() == [padding]
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("prefix", [0, 2])
+def test_no_node_sees_nothing_not_even_padding(share, prefix):
+    samples = [*make_samples(4), Sample((9, 9, 5, *range(10, 60)), (False,) * 3 + (True,) * 50, None, 1.0)]
+    for batch in ([row] for row in plan_rows(samples, prefix, share=share)), [plan_rows(samples, prefix, share=share)]:
+        for rows in batch:
+            seen = pack(rows, prefix).seen
+            assert bool(seen.diagonal(dim1=1, dim2=2).all())
+            sizes = torch.tensor([len(row.token_ids) for row in rows])
+            padded = torch.arange(seen.shape[1])[None] >= sizes[:, None]
+            assert bool((seen[padded].sum(-1) == 1).all())  # padding looks at nothing else
+            assert not bool((seen & padded[:, None, :] & ~padded[:, :, None]).any())  # and nothing looks at it
 
 
 def test_trained_tokens_keep_their_samples_and_their_order():

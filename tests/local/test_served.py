@@ -1,5 +1,6 @@
 """A worker that samples from vLLM, whose part a fake plays, and trains here: every step reaches the server, by name."""
 
+import asyncio
 import json
 import stat
 import sys
@@ -78,6 +79,10 @@ async def told(worker):
     return json.loads(answer)
 
 
+async def loads(worker):
+    return [line for line in (await told(worker))[1] if "load" in line]
+
+
 async def draw(worker):
     return await worker.sample(PROMPT, params=SamplingParams(max_tokens=3), stop=frozenset())
 
@@ -105,6 +110,89 @@ async def test_every_step_is_published_under_its_own_name(python, toy):
         ]
     finally:
         await worker.close()
+
+
+async def test_supervised_steps_are_published_once_when_somebody_samples(python, toy):
+    worker = await served(python, ModelSpec(source=toy, lora=LoraSpec(rank=4)))
+    try:
+        before = worker.engine.version.folder
+        for step in (1, 2, 3):
+            metrics = await worker.imitate([DEMONSTRATION], CONFIG)
+            assert "seconds_publish" not in metrics
+            assert (worker.step, str(worker.policy)) == (step, f"toy@{step}")
+        assert await loads(worker) == ["load toy@0"]
+        turns = await asyncio.gather(*(draw(worker) for _ in range(5)))
+        assert {turn.span.policy_version for turn in turns} == {3}
+        assert await loads(worker) == ["load toy@0", "load toy@3", "unload toy@0"]
+        assert not before.exists()
+        await worker.imitate([DEMONSTRATION], CONFIG)
+        await asyncio.gather(worker.ready(), worker.ready())
+        await worker.ready()
+        assert (await loads(worker))[3:] == ["load toy@4", "unload toy@3"]
+        await worker.imitate([DEMONSTRATION], CONFIG)
+        on = (False,) * len(PROMPT) + (True,) * 3
+        await worker.train([Sample((*PROMPT, 5, 6, 7), on, (0.0,) * 6 + (-0.5,) * 3, 1.0)], CONFIG)
+        assert (await loads(worker))[5:] == ["load toy@6", "unload toy@4"]
+        assert (await draw(worker)).span.policy_version == worker.policy.step == 6
+    finally:
+        await worker.close()
+
+
+async def test_a_turn_asked_for_during_a_supervised_step_waits_for_it_where_nothing_newer_is_published(python, toy):
+    worker = await served(python, ModelSpec(source=toy, lora=LoraSpec(rank=4)))
+    try:
+        first = asyncio.create_task(worker.imitate([DEMONSTRATION], CONFIG))
+        await asyncio.sleep(0)
+        early = await draw(worker)  # what is published is what was current when it was asked for
+        assert early.span.policy_version in {0, 1}
+        await first
+        second = asyncio.create_task(worker.imitate([DEMONSTRATION], CONFIG))
+        await asyncio.sleep(0)
+        late = asyncio.create_task(draw(worker))
+        gone = asyncio.create_task(draw(worker))
+        await asyncio.sleep(0)
+        gone.cancel()
+        assert (await late).span.policy_version == (await draw(worker)).span.policy_version
+        await second
+        assert (await draw(worker)).span.policy_version == 2
+    finally:
+        await worker.close()
+
+
+async def test_a_policy_that_could_not_be_published_is_tried_again(python, toy, monkeypatch):
+    worker = await served(python, ModelSpec(source=toy, lora=LoraSpec(rank=4)))
+    try:
+        await worker.imitate([DEMONSTRATION], CONFIG)
+        publish, written = worker.engine.publish, []
+
+        async def broken(step, folder):
+            (folder / "broken").touch()
+            written.append(folder)
+            await publish(step, folder)
+
+        monkeypatch.setattr(worker.engine, "publish", broken)
+        failures = await asyncio.gather(*(draw(worker) for _ in range(3)), return_exceptions=True)
+        assert {type(failure) for failure in failures} == {EngineError}
+        assert len(written) == 1
+        monkeypatch.undo()
+        assert (await draw(worker)).span.policy_version == 1
+    finally:
+        await worker.close()
+
+
+async def test_replicas_of_an_engine_are_all_taught(python, toy):
+    backend = LocalBackend(engine_python=python, engine_replicas=2, in_process=True, threads=1)
+    async with backend:
+        model = TrainableModel(name="toy", base_model=toy, lora=LoraSpec(rank=4))
+        await model.register(backend)
+        worker = model.sampler()
+        assert backend.facts(model)["engine_replicas"] == len(servers()) == 2
+        await backend.imitate(model, [DEMONSTRATION], config=CONFIG)
+        assert {(await draw(worker)).span.policy_version for _ in range(4)} == {1}
+        for server in worker.engine.servers:
+            _, answer = await server.connections.get("/told")
+            assert [line for line in json.loads(answer)[1] if "load" in line] == ["load toy@0", "load toy@1", "unload toy@0"]
+    assert not servers()
 
 
 async def test_closing_leaves_no_process_and_no_folder(python, toy):
@@ -180,6 +268,8 @@ async def test_without_a_gpu_the_engine_is_transformers(toy):
         ({"engine": "vllm"}, "vLLM is not installed"),
         ({"engine": "vllm", "engine_python": "python", "deterministic": True}, "need engine='transformers'"),
         ({"engine": "transformers", "engine_args": {"max_num_seqs": 7}}, "engine_args are vLLM's"),
+        ({"engine": "transformers", "engine_replicas": 2}, "the transformers engine is one"),
+        ({"engine_python": "python", "engine_replicas": 0}, "vLLM has one or more"),
     ],
 )
 def test_choices_that_cannot_be_had_are_refused_at_once(choice, reason):

@@ -103,7 +103,7 @@ async def test_else_vllm_waits_for_the_trainer_and_measures_what_is_left(tmp_pat
         (1 * GIB, {"memory_share": 0.9}, H100, None),
         (1 * GIB, {"memory_share": 0.05}, H100, None),
         (1 * GIB, {}, SMALL, None),
-        (None, {}, H100, None),
+        (1 * GIB, {"replicas": 3}, H100, 8),
         (1 * GIB, {"args": {"gpu-memory-utilization": 0.5}}, H100, None),
         (1 * GIB, {"args": {"max_num_seqs": 64}}, H100, 30),
     ],

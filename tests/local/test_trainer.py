@@ -245,6 +245,39 @@ def test_a_gradient_that_is_not_finite_is_refused_and_leaves_no_trace():
     assert same(snapshot(trainer), snapshot(other))
 
 
+def test_a_gradient_that_is_not_finite_says_which_samples_it_came_from():
+    trainer = TorchTrainer(make_model())
+    samples = [make_sample(number, advantage=math.inf if number == 2 else 1.0) for number in range(4)]
+    samples.insert(0, make_sample(9, advantage=0.0))  # it has no part in the gradient, and a place
+    with pytest.raises(TrainError, match=r"nan\): micro-batch \d \(samples \[3\]: 1 rows of \d+ tokens after 13\); no weight"):
+        trainer.step(samples, PLAIN.with_(micro_batch_tokens=1), step=0)
+    broken = TorchTrainer(make_model())
+    with torch.no_grad():
+        broken.model.model.embed_tokens.weight[OPENING[3]] = math.nan
+    with pytest.raises(TrainError, match=r"micro-batch 0 \(samples \[0, 1\].*; no weight was changed"):
+        broken.imitate([make_demonstration(1), make_demonstration(2)], PLAIN, step=0)
+    assert all(parameter.grad is None for parameter in broken.model.parameters())
+
+
+def test_padded_rows_of_any_layout_have_a_finite_gradient_in_half_precision():
+    """As on a GPU: adapters in single precision over bfloat16, the kernels that a mask leaves, rows of very unlike lengths."""
+    model = with_adapters(make_model().to(torch.bfloat16))
+    for parameter in model.parameters():
+        parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
+    trainer = TorchTrainer(model)
+    lonely = Sample(tuple(draw_tokens(40, seed="lonely")), (False,) * 39 + (True,), (0.0,) * 40, 1.0)
+    silent = Sample(lonely.token_ids, (False,) * 40, (0.0,) * 40, -1.0)
+    short = Sample(tuple(draw_tokens(2, seed="short")), (False, True), (0.0, -1.0), 1.0)
+    batches = [[lonely, silent, short], [make_sample(number) for number in range(5)], [short], [lonely, lonely, short]]
+    for batch in batches:
+        for share in (True, False):
+            trainer.optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                trainer.accumulate(batch, PLAIN.with_(share_prefix=share, micro_batch_tokens=10**6))
+            assert all(bool(gradient.isfinite().all()) for gradient in trainer.gradients())
+            assert any(bool(gradient.any()) for gradient in trainer.gradients())
+
+
 def test_a_step_that_failed_half_way_leaves_no_gradient_behind():
     trainer, other = TorchTrainer(make_model()), TorchTrainer(make_model())
     good = make_sample(2)

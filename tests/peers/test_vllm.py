@@ -19,6 +19,7 @@ from art_mcp import LocalBackend, TrainableModel, TrainConfig
 from art_mcp.agent.group import gather_trajectory_groups
 from art_mcp.environment import load_environment
 from art_mcp.errors import ConfigError, EngineError
+from art_mcp.sampling.vllm_messages import COMPLETIONS, TOKENS
 from art_mcp.tools import open_tools
 from art_mcp.types import LoraSpec, Sample, SamplingParams
 
@@ -125,6 +126,27 @@ async def test_a_stop_token_ends_the_turn_and_belongs_to_it(model):
     assert cut.span.logprobs == pytest.approx(free.span.logprobs[:length], abs=BOUND)
 
 
+async def test_both_doors_give_the_same_tokens_and_logprobs(model):
+    """The one that the engine goes through is the leaner; stop tokens belong to the turn behind each."""
+    worker = model.sampler()
+    assert worker.facts["engine_door"] == TOKENS.path
+    stop = frozenset((await draw(worker, temperature=0.0)).span.token_ids[6:7])
+    cases = [(SamplingParams(24, temperature, seed), stop) for temperature in (0.0, 0.7, 1.0) for seed in range(4)]
+    found = []
+    for params, ends in cases:
+        turns = []
+        for door in (TOKENS, COMPLETIONS):
+            asked = door.ask(str(worker.policy), PROMPT, params=params, stop=ends, step=worker.step)
+            status, answer = await worker.engine.server.ask(door.path, asked)
+            assert status == 200, answer
+            turns.append(door.read(json.loads(answer), worker.step))
+        assert turns[0].span.token_ids == turns[1].span.token_ids
+        assert turns[0].span.logprobs == pytest.approx(turns[1].span.logprobs, abs=BOUND)
+        assert turns[0].stopped == turns[1].stopped == (turns[0].span.token_ids[-1] in ends)
+        found.append(turns[0].stopped)
+    assert any(found)
+
+
 async def test_a_prompt_that_leaves_no_room_or_has_foreign_tokens_is_refused_in_words(model):
     worker = model.sampler()
     with pytest.raises(EngineError, match="a prompt of 2048 tokens does not fit a context of 2048 tokens"):
@@ -169,6 +191,7 @@ async def test_a_request_ends_under_the_version_under_which_it_began(model):
                 parameter.add_(0.05)
     await worker.imitate([sample_of((await draw(worker)).span)], TrainConfig(learning_rate=1e-5))
     new = worker.policy
+    await worker.ready()
     assert not begun.done()
     assert {str(old), str(new)} <= await known(worker)
     assert (await draw(worker)).span.policy_version == new.step == old.step + 1
@@ -233,6 +256,32 @@ async def test_full_weights_are_served_after_a_step():
         assert moved.span.policy_version == 1
         assert difference(worker, moved.span) < BOUND
         assert difference(worker, turn.span) > 100 * BOUND  # it was a step that can be seen
+
+
+async def test_two_servers_are_one_engine_and_each_is_started_anew_alone():
+    async with LocalBackend(engine_python=str(PYTHON), engine_args=SMALL, engine_replicas=2, threads=1) as backend:
+        model = TrainableModel(name="policy", lora=LoraSpec(rank=8))
+        await model.register(backend)
+        worker = model.sampler()
+        engines = worker.engine.engines
+        turns = await asyncio.gather(*(draw(worker, seed=seed) for seed in range(6)))
+        assert max(difference(worker, turn.span) for turn in turns) < BOUND
+        step = TrainConfig(learning_rate=1e-3, warmup_steps=0)
+        await worker.train([sample_of(turns[0].span)], step)
+        begun = [asyncio.create_task(worker.sample(PROMPT, params=LONG, stop=frozenset())) for _ in range(2)]
+        await until(lambda: all(engine.version.requests for engine in engines))
+        launcher = psutil.Process(engines[0].server._process.pid)
+        (core,) = [one for one in launcher.children(recursive=True) if one.name().startswith("VLLM::Engine")]
+        core.send_signal(signal.SIGKILL)
+        outcomes = await asyncio.gather(*begun, return_exceptions=True)
+        assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Completion", "EngineError"]
+        moved = await draw(worker, seed=1)
+        assert moved.span.policy_version == 1
+        await model.backend.ready(model)
+        turns = await asyncio.gather(*(draw(worker, seed=seed) for seed in range(6)))
+        assert {turn.span.policy_version for turn in turns} == {1}
+        assert max(difference(worker, turn.span) for turn in turns) < BOUND
+        assert all(engine.available for engine in engines)
 
 
 def names(processes: list[psutil.Process]) -> Iterator[str]:

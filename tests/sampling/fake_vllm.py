@@ -20,6 +20,10 @@ from starlette.routing import Route
 
 MODEL_LENGTH = 64
 OPTIONS = ["--max-num-seqs", "--max-model-len", "--enforce-eager", "--no-enforce-eager"]
+DOOR = os.environ.get("FAKE_VLLM_DOOR", "asked")
+"""/inference/v1/generate: "asked" for with --enable-scale-out (0.32), "always" there (0.25), or "never"."""
+if DOOR == "asked":
+    OPTIONS.append("--enable-scale-out")
 
 
 def parse() -> argparse.Namespace:
@@ -32,6 +36,8 @@ def parse() -> argparse.Namespace:
     for name in ("enable-lora", "enforce-eager", "enable-prefix-caching", "disable-uvicorn-access-log", "disable-log-stats"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--enable-chunked-prefill", action=argparse.BooleanOptionalAction)
+    if "--enable-scale-out" in OPTIONS:
+        parser.add_argument("--enable-scale-out", action="store_true")
     return parser.parse_args()
 
 
@@ -52,7 +58,31 @@ class Fake:
 
     async def completions(self, request: Request) -> Response:
         asked = await request.json()
-        model, prompt = asked["model"], asked["prompt"]
+        found = await self.turn(asked["model"], asked["prompt"], asked)
+        if isinstance(found, Response):
+            return found
+        ids, reason = found
+        logprobs = {"token_logprobs": [-0.5] * len(ids), "tokens": ["x"] * len(ids), "text_offset": [0] * len(ids)}
+        choice = {"index": 0, "text": "", "logprobs": logprobs, "finish_reason": reason[0], "stop_reason": reason[1]}
+        choice |= {"token_ids": ids, "prompt_token_ids": asked["prompt"]}
+        return JSONResponse({"id": "cmpl-1", "object": "text_completion", "model": asked["model"], "choices": [choice]})
+
+    async def generate(self, request: Request) -> Response:
+        if DOOR != "always" and not getattr(self.args, "enable_scale_out", False):
+            message = "Scale-out endpoints are disabled. Restart vllm serve with --enable-scale-out to enable them."
+            return self.refusal(403, "PermissionDeniedError", message)
+        asked = await request.json()
+        assert not set("@/") & set(asked["cache_salt"])
+        found = await self.turn(asked["model"], asked["token_ids"], asked["sampling_params"])
+        if isinstance(found, Response):
+            return found
+        ids, reason = found
+        content = [{"token_id": token, "logprob": -0.5, "rank": 1, "top_logprobs": []} for token in ids]
+        choice = {"index": 0, "logprobs": {"content": content}, "finish_reason": reason[0], "stop_reason": reason[1]}
+        return JSONResponse({"request_id": "g-1", "model": asked["model"], "choices": [choice | {"token_ids": ids}]})
+
+    async def turn(self, model: str, prompt: list[int], asked: dict) -> Response | tuple[list[int], tuple]:
+        """Sampled tokens with the reason for their end, or a refusal."""
         known = (self.args.served_model_name, *self.adapters)
         if model not in known:
             message = f"The model `{model}` does not exist. Valid aliases: {self.args.served_model_name}."
@@ -68,11 +98,7 @@ class Fake:
         ids = [prompt[-1] + 1 + number for number in range(count)]
         ended = next((place for place, token in enumerate(ids) if token in stop), None)
         ids = ids if ended is None else ids[: ended + 1]
-        logprobs = {"token_logprobs": [-0.5] * len(ids), "tokens": ["x"] * len(ids), "text_offset": [0] * len(ids)}
-        reason = ("length", None) if ended is None else ("stop", ids[-1])
-        choice = {"index": 0, "text": "", "logprobs": logprobs, "finish_reason": reason[0], "stop_reason": reason[1]}
-        choice |= {"token_ids": ids, "prompt_token_ids": prompt}
-        return JSONResponse({"id": "cmpl-1", "object": "text_completion", "model": model, "choices": [choice]})
+        return ids, ("length", None) if ended is None else ("stop", ids[-1])
 
     async def load(self, request: Request) -> Response:
         asked = await request.json()
@@ -121,7 +147,12 @@ class Fake:
         return JSONResponse({})
 
     def app(self) -> Starlette:
-        posts = {"/v1/completions": self.completions, "/v1/load_lora_adapter": self.load, "/collective_rpc": self.rpc}
+        posts = {
+            "/v1/completions": self.completions,
+            "/inference/v1/generate": self.generate,
+            "/v1/load_lora_adapter": self.load,
+            "/collective_rpc": self.rpc,
+        }
         posts |= {"/v1/unload_lora_adapter": self.unload}
         posts |= dict.fromkeys(("/hold", "/release", "/reset_prefix_cache"), self.simple)
         gets = {"/v1/models": self.models} | dict.fromkeys(("/told", "/version", "/health"), self.simple)

@@ -1,14 +1,19 @@
 """Decoders against transformers' own forward pass: the same logits, or a refusal."""
 
+from contextlib import ExitStack
+
 import pytest
 import torch
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from toys import FALLBACK, LEAN, REFUSED, draw_tokens, make_model
 
 from art_mcp.errors import ModelError
 from art_mcp.local.models import add_lora
-from art_mcp.sampling.attention import attend, attend_fused
+from art_mcp.sampling.attention import attend, attend_fused, without_cudnn
 from art_mcp.sampling.decoder import (
     MASKED,
+    NO_PREFIX,
     LeanDecoder,
     NoCache,
     TransformersDecoder,
@@ -153,6 +158,42 @@ def test_the_fused_attention_of_a_gpu_is_the_same_attention(length):
     plain = attend(query, keys, values, shared=shared, mask=mask)
     fused = attend_fused(query, keys, values, shared=shared, mask=mask)
     assert float((plain - fused).abs().max()) < 1e-12
+
+
+class Watched(TorchFunctionMode):
+    """Sees which kernels torch may take for each attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.met = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.scaled_dot_product_attention:
+            self.met.append((torch.backends.cuda.cudnn_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled()))
+        return func(*args, **(kwargs or {}))
+
+
+def test_attention_under_a_mask_is_never_cudnns_whose_gradient_may_be_nan():
+    model = make_model(FALLBACK["olmo2"])
+    decoder = make_decoder(model)
+    query, keys, values = torch.randn(3, 1, 2, 6, 8)
+    mask = causal_mask(torch.tensor([6]), 6, torch.float32)
+    with Watched() as watched:
+        attend_fused(query, keys, values, shared=None, mask=mask[:, None, None])
+        decoder.hidden(torch.arange(6)[None], torch.arange(6)[None], prefix=NO_PREFIX, cache=NoCache(), mask=mask)
+    assert len(watched.met) > 1
+    assert set(watched.met) == {(False, True)}
+    assert torch.backends.cuda.cudnn_sdp_enabled()  # elsewhere in this process nothing has changed
+
+
+def test_cudnn_comes_back_when_the_last_thread_has_left():
+    one, other = ExitStack(), ExitStack()
+    one.enter_context(without_cudnn)
+    other.enter_context(without_cudnn)
+    one.close()
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    other.close()
+    assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
 def test_layers_that_are_computed_again_give_the_same_gradient():

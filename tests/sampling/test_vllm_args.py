@@ -11,6 +11,7 @@ from art_mcp.sampling.vllm_args import (
     Memory,
     Served,
     VllmSettings,
+    again,
     cache_folder,
     gpu_memory,
     vllm_command,
@@ -68,6 +69,33 @@ def test_a_rank_beyond_all_that_vllm_holds_is_refused():
 def test_vllm_is_given_a_share_of_what_is_free_in_its_own_measure(share, free, part):
     words = command(settings=VllmSettings(memory_share=share), memory=Memory(free=free, total=80_000))
     assert value_of(words, "--gpu-memory-utilization") == part
+
+
+def test_replicas_divide_the_share_and_do_not_measure_each_other(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(bytes(10 * 2**20))
+    served = Served("policy", str(tmp_path), "bfloat16", lora_rank=16)
+    words = command(served=served, settings=VllmSettings(memory_share=0.6, replicas=3), memory=Memory(80_000, 80_000))
+    assert value_of(words, "--gpu-memory-utilization") == "0.2"
+    assert int(value_of(words, "--kv-cache-memory-bytes")) == pytest.approx((16_000 - 11 - 2048) * 2**20, abs=2**20)
+    alone = command(served=served, settings=VllmSettings(memory_share=0.6), memory=Memory(80_000, 80_000))
+    assert "--kv-cache-memory-bytes" not in alone
+    asked = VllmSettings(args={"kv_cache_memory_bytes": 7}, replicas=3)
+    own = command(served=served, settings=asked, memory=Memory(80_000, 80_000))
+    assert value_of(own, "--kv-cache-memory-bytes") == "7"
+    with pytest.raises(ConfigError, match="3 engine replicas of this model need more than memory_share"):
+        command(served=served, settings=VllmSettings(memory_share=0.2, replicas=3), memory=Memory(20_000, 80_000))
+
+
+def test_replicas_of_a_model_that_is_not_there_yet_leave_the_reckoning_to_vllm():
+    words = command(settings=VllmSettings(memory_share=0.6, replicas=3), memory=Memory(80_000, 80_000))
+    assert value_of(words, "--gpu-memory-utilization") == "0.2"
+    assert "--kv-cache-memory-bytes" not in words
+
+
+@pytest.mark.parametrize(("now", "counted"), [(80_000, 80_000), (20_000, 80_000), (10_000, 60_000)])
+def test_a_server_that_starts_anew_takes_what_it_had_where_its_neighbours_left_it(now, counted):
+    settings = VllmSettings(memory_share=0.45, replicas=3)
+    assert again(Memory(80_000, 80_000), Memory(now, 80_000), settings) == Memory(counted, 80_000)
 
 
 def test_without_a_gpu_it_is_given_some_gigabytes_and_compiles_nothing():

@@ -15,6 +15,7 @@ import pytest
 from art_mcp.errors import ConfigError, EngineError
 from art_mcp.sampling.vllm_args import Served, VllmSettings
 from art_mcp.sampling.vllm_engine import VllmEngine
+from art_mcp.sampling.vllm_messages import COMPLETIONS, TOKENS
 from art_mcp.types import SamplingParams, Span
 
 pytestmark = pytest.mark.anyio
@@ -70,9 +71,11 @@ async def post(engine, path):
 
 
 async def told(engine):
-    """What the server has been asked, the token of its start apart."""
+    """What the server has been asked, the tokens of its start apart."""
     _, answer = await engine.server.connections.get("/told")
-    return json.loads(answer)[1][2:]
+    lines = json.loads(answer)[1]
+    start = 2 if engine.facts["engine_door"] == COMPLETIONS.path else 4
+    return lines[start:]
 
 
 async def in_flight(engine, count=1):
@@ -101,6 +104,25 @@ async def test_a_turn_is_its_tokens_and_logprobs_and_the_version_that_sampled_it
     assert engine.context_length == 64
     assert engine.facts["vllm"] == "0.32.0"
     assert not any(engine.server.key in word for word in engine.facts["engine_command"])
+
+
+@pytest.mark.parametrize("door", ["asked", "always", "never"])
+async def test_tokens_come_through_the_leanest_door_that_the_server_offers(python, folders, monkeypatch, door):
+    monkeypatch.setenv("FAKE_VLLM_DOOR", door)
+    engine = VllmEngine(Served("policy", str(folders("base")), "float32", lora_rank=4), VllmSettings(python))
+    await engine.start(0, folders("v0"))
+    try:
+        wanted = COMPLETIONS if door == "never" else TOKENS
+        assert engine.facts["engine_door"] == wanted.path
+        assert ("--enable-scale-out" in engine.server.command) == (door == "asked")
+        free, cut = await draw(engine), await draw(engine, stop={5, 9})
+        assert (free.span, free.stopped) == (Span((4, 5, 6, 7), (-0.5,) * 4, 0), False)
+        assert (cut.span, cut.stopped) == (Span((4, 5), (-0.5,) * 2, 0), True)
+        await engine.server.ask("/v1/unload_lora_adapter", {"lora_name": "policy@0"})
+        with pytest.raises(EngineError, match="The model `policy@0` does not exist"):
+            await draw(engine)
+    finally:
+        await engine.close()
 
 
 async def test_a_turn_is_no_longer_than_the_context(engine):

@@ -1,0 +1,247 @@
+"""Several vLLM servers of the same model as one engine: a server is bound by its Python, not by its GPU. What each of them
+does is `vllm_engine`'s business."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections import OrderedDict
+from collections.abc import Awaitable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from art_mcp.errors import ConfigError, EngineError
+from art_mcp.sampling.vllm_args import Served, VllmSettings, weights_of
+from art_mcp.sampling.vllm_engine import VllmEngine
+from art_mcp.sampling.vllm_server import VllmServer, say
+from art_mcp.types import Completion, Policy, SamplingParams
+
+REMEMBERED = 65_536
+"""Conversations whose replica is known; the one that was continued longest ago is forgotten first."""
+
+
+class Engine(Protocol):
+    """One server or several."""
+
+    @property
+    def policy(self) -> Policy: ...
+
+    @property
+    def context_length(self) -> int: ...
+
+    @property
+    def facts(self) -> dict[str, Any]: ...
+
+    @property
+    def servers(self) -> list[VllmServer]: ...
+
+    @property
+    def starts(self) -> int: ...
+
+    def begin(self) -> object: ...
+
+    async def start(self, step: int, folder: Path) -> None: ...
+
+    async def ready(self) -> None: ...
+
+    async def sample(
+        self, token_ids: Sequence[int], *, params: SamplingParams, stop: frozenset[int], shared: int = 0
+    ) -> Completion: ...
+
+    async def publish(self, step: int, folder: Path) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+def open_engine(served: Served, settings: VllmSettings) -> VllmEngine | VllmReplicas:
+    """Raises ConfigError for fewer than one replica."""
+    if settings.replicas < 1:
+        raise ConfigError(f"an engine has one replica or more, not {settings.replicas}")
+    return VllmEngine(served, settings) if settings.replicas == 1 else VllmReplicas(served, settings)
+
+
+class VllmReplicas:
+    """`settings.replicas` engines behind the interface of one, each with its part of the memory share.
+
+    A conversation stays where its keys and values are; a new one goes where the fewest requests are in flight. A replica that
+    died fails its own requests alone and is started anew, while the others take its conversations.
+    """
+
+    def __init__(self, served: Served, settings: VllmSettings) -> None:
+        self._served = served
+        self.engines = [VllmEngine(served, settings) for _ in range(settings.replicas)]
+        self._flying = [0] * len(self.engines)
+        self._known: OrderedDict[int, int] = OrderedDict()
+        self._policy: Policy | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._booting: asyncio.Task[None] | None = None
+
+    @property
+    def policy(self) -> Policy:
+        """The version that all replicas have."""
+        if self._policy is None:
+            raise EngineError("nothing has been published to this engine yet")
+        return self._policy
+
+    @property
+    def context_length(self) -> int:
+        return self.engines[0].context_length
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {**self.engines[0].facts, "engine_replicas": len(self.engines)}
+
+    @property
+    def servers(self) -> list[VllmServer]:
+        return [engine.server for engine in self.engines]
+
+    @property
+    def starts(self) -> int:
+        return sum(engine.starts for engine in self.engines)
+
+    def begin(self) -> None:
+        """As an engine's: all together where the size of the weights is known, else one after the other, because each
+        measures the memory then."""
+        self._booting = asyncio.create_task(self._boot())
+        self._booting.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def _boot(self) -> None:
+        together = weights_of(self._served.model) is not None
+        for engine in self.engines:
+            task = engine.begin()
+            if not together:
+                await asyncio.wait([task])
+
+    async def start(self, step: int, folder: Path) -> None:
+        """Starts all servers with the weights of `step`. Raises what any of them raises."""
+        if self._booting is not None:
+            await self._booting
+        folders = await asyncio.to_thread(copies, folder, len(self.engines))
+        starts = [partial(engine.start, step, own) for engine, own in zip(self.engines, folders, strict=True)]
+        whole = self._served.lora_rank is None
+        if self._booting is not None or weights_of(str(folder) if whole else self._served.model) is not None:
+            raise_first(await all_of(start() for start in starts))
+        else:
+            for start in starts:
+                await start()
+        self._policy = Policy(self._served.name, step)
+
+    async def ready(self) -> None:
+        """Returns when every replica that can has the current weights. Raises EngineError where none can."""
+        failures = [failure for failure in await all_of(engine.ready() for engine in self.engines) if failure is not None]
+        if len(failures) == len(self.engines):
+            raise failures[0]
+        for failure in failures:
+            say(f"one of {len(self.engines)} engine replicas does not start, the others go on: {failure}")
+
+    async def sample(
+        self, token_ids: Sequence[int], *, params: SamplingParams, stop: frozenset[int], shared: int = 0
+    ) -> Completion:
+        place = self._place_of(token_ids, shared)
+        self._flying[place] += 1
+        try:
+            completion = await self.engines[place].sample(token_ids, params=params, stop=stop, shared=shared)
+        finally:
+            self._flying[place] -= 1
+        self._remember((*token_ids, *completion.span.token_ids), shared, place)
+        return completion
+
+    async def publish(self, step: int, folder: Path) -> None:
+        """Samples under `step` everywhere from when this returns; meanwhile a request gets the version of its replica, which
+        its span says. Raises EngineError when a living replica refuses an adapter."""
+        folders = await asyncio.to_thread(copies, folder, len(self.engines))
+        # one that has it already took it when another refused it
+        pairs = [pair for pair in zip(self.engines, folders, strict=True) if pair[0].policy.step != step]
+        outcomes = await all_of(engine.publish(step, own) for engine, own in pairs)
+        raise_first(outcome for (engine, _), outcome in zip(pairs, outcomes, strict=True) if engine.server.alive)
+        failures = [failure for failure in outcomes if failure is not None]
+        if len(failures) == len(self.engines):
+            raise failures[0]
+        for failure in failures:
+            say(f"one of {len(self.engines)} engine replicas is without the new policy until it starts again: {failure}")
+        self._policy = Policy(self._served.name, step)
+
+    async def close(self) -> None:
+        """Ends all servers."""
+        tasks = [*self._tasks, *([self._booting] if self._booting is not None else [])]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        raise_first(await all_of(engine.close() for engine in self.engines))
+
+    def _place_of(self, token_ids: Sequence[int], shared: int) -> int:
+        """The replica that sampled the conversation's last turn, or the idlest that is available."""
+        known = self._known_of(token_ids, shared)
+        if known is not None and self.engines[known].available:
+            return known
+        places = [place for place, engine in enumerate(self.engines) if engine.available]
+        for place in set(range(len(self.engines))) - set(places) if places else ():
+            self._mend(place)
+        return min(places or range(len(self.engines)), key=lambda place: self._flying[place])
+
+    def _known_of(self, token_ids: Sequence[int], shared: int) -> int | None:
+        """Where the longest beginning of `token_ids` was sampled whose end was the end of a turn."""
+        found = None
+        for key in beginnings(token_ids, shared):
+            found = self._known.get(key, found)
+        return found
+
+    def _remember(self, token_ids: Sequence[int], shared: int, place: int) -> None:
+        *_, key = beginnings(token_ids, shared)
+        self._known[key] = place
+        self._known.move_to_end(key)
+        if len(self._known) > REMEMBERED:
+            self._known.popitem(last=False)
+
+    def _mend(self, place: int) -> None:
+        """Starts a dead replica anew, for whoever comes later."""
+        name = f"replica {place}"
+        if any(task.get_name() == name for task in self._tasks):
+            return
+        task = asyncio.create_task(self.engines[place].ready(), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._mended)
+
+    def _mended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            say(f"an engine replica does not start: {failure}")
+
+
+def beginnings(token_ids: Sequence[int], shared: int) -> Iterable[int]:
+    """A number for each beginning of `token_ids` from the `shared` first ones on."""
+    key = hash(tuple(token_ids[:shared]))
+    yield key
+    for token in token_ids[shared:]:
+        key = hash((key, token))
+        yield key
+
+
+def copies(folder: Path, count: int) -> list[Path]:
+    """`folder` and others beside it with the same files, one for each replica to remove when it is done with it."""
+    others = [folder.with_name(f"{folder.name}-{number}") for number in range(1, count)]
+    for other in others:
+        shutil.copytree(folder, other, copy_function=link)
+    return [folder, *others]
+
+
+def link(source: str, target: str) -> None:
+    """The same file under another name; a copy where the file system has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+async def all_of(work: Iterable[Awaitable[None]]) -> list[BaseException | None]:
+    """Does all of it side by side, each to its end; what each of them raised, if anything."""
+    return await asyncio.gather(*work, return_exceptions=True)
+
+
+def raise_first(outcomes: Iterable[BaseException | None]) -> None:
+    for failure in outcomes:
+        if failure is not None:
+            raise failure
