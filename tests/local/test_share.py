@@ -50,7 +50,7 @@ def option(command, name):
 
 async def start(tmp_path, script, load, **settings):
     """The command line of the server that was started, once both are there."""
-    python = executable(tmp_path / "python", f'{script}; exec {sys.executable} {FAKE} "$@"')
+    python = executable(tmp_path / "python", f'case "$*" in *api_server*) {script};; esac; exec {sys.executable} {FAKE} "$@"')
     spec = ModelSpec(source=str(tmp_path / "toy"), lora=LoraSpec(rank=4))
 
     def learner():
