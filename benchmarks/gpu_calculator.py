@@ -52,6 +52,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=300.0, help="supervised start and reinforcement learning together")
     parser.add_argument("--steps", type=int, help="at most so many steps of reinforcement learning")
     parser.add_argument("--final-rate", type=float, help="the rate falls to this along a cosine")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the rollouts that are learned from")
     parser.add_argument("--scale-advantages", action="store_true")
     parser.add_argument("--progress", type=float, default=0.0, help="reward for steps on the way, at most so much")
     parser.add_argument("--uniform", action="store_true", help="draw levels uniformly, not by what there is to learn")
@@ -86,6 +87,7 @@ class Run:
             micro_batch_tokens=given.micro_batch_tokens,
             control=given.control,
             seed=given.seed,
+            temperature=given.temperature,
         )
 
 
@@ -193,6 +195,7 @@ async def reinforce(run: Run, *, seconds: float) -> dict[str, Any]:
             concurrency=given.concurrency,
             seed=given.seed,
             step=step,
+            temperature=given.temperature,
         )
         groups = [group for part in played for group in part]
         check_alive(groups)

@@ -136,6 +136,7 @@ async def play(
     concurrency: int,
     seed: int,
     step: int,
+    temperature: float,
 ) -> list[list[TrajectoryGroup]]:
     """The groups of each condition, all played at the same time."""
     found: list[list[TrajectoryGroup]] = [[] for _ in conditions]
@@ -150,6 +151,7 @@ async def play(
             concurrency=max(1, concurrency // len(conditions)),
             seed=seed,
             step=step,
+            temperature=temperature,
         )
 
     async with anyio.create_task_group() as tasks:

@@ -37,7 +37,13 @@ async def take_step(
     step = await model.get_step()
     model.requests.clear()
     picked = [draw.pick(one, step=step, count=arguments.groups // len(conditions)) for one in conditions]
-    options = {"rollouts": arguments.rollouts, "concurrency": arguments.concurrency, "seed": arguments.seed, "step": step}
+    options = {
+        "rollouts": arguments.rollouts,
+        "concurrency": arguments.concurrency,
+        "seed": arguments.seed,
+        "step": step,
+        "temperature": 1.0,
+    }
     began, cpu = time.monotonic(), cpu_seconds()
     played = await play(conditions, picked, model=model, **options)
     rolled, used = time.monotonic(), cpu_seconds() - cpu

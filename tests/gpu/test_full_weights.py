@@ -12,20 +12,24 @@ from art_mcp.local.backend import LocalBackend
 from art_mcp.model import TrainableModel
 from art_mcp.types import ModelSpec, Sample, SamplingParams, TrainConfig
 
+STEPS = 30
+"""Supervised steps on full weights, so that what is sampled is as sure of itself as a policy in training."""
+
 pytestmark = [pytest.mark.gpu, pytest.mark.anyio, pytest.mark.timeout(500), pytest.mark.filterwarnings("default")]
 
 
 async def test_full_weights_are_published_to_the_running_server(gpu_run, tmp_path, note):
     model = TrainableModel(name="full", spec=ModelSpec(source=str(gpu_run.model)))
-    demonstrations = [replace(sample, logprobs=None, advantage=1.0) for sample in gpu_run.after[:64]]
+    demonstrations = [replace(sample, logprobs=None, advantage=1.0) for sample in gpu_run.after]
+    batches = [demonstrations[(32 * step) % 960 :][:32] for step in range(STEPS)]
     prompts = [sample.token_ids[: sample.trainable.index(True)] for sample in gpu_run.after[:200]]
-    config = TrainConfig(learning_rate=1e-5, warmup_steps=1, micro_batch_tokens=8192)
+    config = TrainConfig(learning_rate=2e-5, warmup_steps=1, micro_batch_tokens=8192)
     engine_args = {"max_model_len": 4096, "dtype": "bfloat16"}
     async with LocalBackend(engine="vllm", trainer="torch", engine_args=engine_args) as backend:
         await model.register(backend)
-        metrics = [await backend.imitate(model, demonstrations, config=config) for _ in range(4)]
+        metrics = [await backend.imitate(model, batch, config=config) for batch in batches]
         sampler = model.sampler()
-        assert sampler.policy.step == 4
+        assert sampler.policy.step == STEPS
         samples = [None] * len(prompts)
         limiter = anyio.CapacityLimiter(64)
 
@@ -36,7 +40,7 @@ async def test_full_weights_are_published_to_the_running_server(gpu_run, tmp_pat
             before, after = len(prompts[place]), len(span.token_ids)
             on = (False,) * before + (True,) * after
             samples[place] = Sample((*prompts[place], *span.token_ids), on, (0.0,) * before + span.logprobs, 1.0)
-            assert span.policy_version == 4
+            assert span.policy_version == STEPS
 
         async with anyio.create_task_group() as tasks:
             for place in range(len(prompts)):
