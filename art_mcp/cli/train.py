@@ -28,6 +28,9 @@ RunOrNone = Annotated[
     typer.Option("--resume", metavar="RUN", help="Go on with this run.", autocompletion=completion.runs),
 ]
 LearningRate = Annotated[float | None, typer.Option("--lr", min=0, help="Default: 1e-4 (LoRA), 1.5e-4 (tiny), else 1e-5.")]
+Temperature = Annotated[
+    float, typer.Option("--temperature", min=0.01, help="Of the rollouts; 1.2 explores more where groups are mostly ties.")
+]
 Control = Annotated[
     Literal["none", "shuffled"],
     typer.Option("--control", help="shuffled: deal the rewards out anew, so nothing is learned."),
@@ -55,6 +58,7 @@ def command(
     groups: Annotated[int, typer.Option("--groups", min=1, help="Scenarios in a step.")] = 16,
     rollouts: Annotated[int, typer.Option("--rollouts", min=2, help="Rollouts of each scenario.")] = 8,
     learning_rate: LearningRate = None,
+    temperature: Temperature = 1.0,
     lora: o.Lora = None,
     warm_start: WarmStart = None,
     curriculum: Curriculum = False,
@@ -103,7 +107,8 @@ def asked_for(given: Mapping[str, Any], *, limits: Mapping[str, Any]) -> Trainin
 
     shape = {name: given[name] for name in ("groups", "rollouts", "save_every", "seed")}
     plan = Plan(**shape, **limits, draw="solved" if given["curriculum"] else "uniform")
-    config = TrainConfig(learning_rate=given["learning_rate"], control=given["control"], seed=given["seed"])
+    objective = {name: given[name] for name in ("learning_rate", "temperature", "control", "seed")}
+    config = TrainConfig(**objective)
     lessons = Lessons(given["warm_start"]) if given["warm_start"] else None
     more = {name: given[name] for name in ("eval_n", "keep", "prepare", "wandb")}
     return Training(o.setting_of(given), plan, config, **more, warm_start=lessons)

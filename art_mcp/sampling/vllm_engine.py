@@ -120,11 +120,11 @@ class VllmEngine:
     ) -> Completion:
         room = room_for(token_ids, self._context)
         version = await self._enter()
-        name = str(version.policy) if self._adapters else self._served.name
-        limited = replace(params, max_tokens=min(params.max_tokens, room))
         door = self._door
-        asked = door.ask(name, token_ids, params=limited, stop=stop, step=version.policy.step)
         try:
+            name = str(version.policy) if self._adapters else self._served.name
+            limited = replace(params, max_tokens=min(params.max_tokens, room))
+            asked = door.ask(name, token_ids, params=limited, stop=stop, step=version.policy.step)
             answer = await self._post(door.path, asked)
         finally:
             await self._leave(version)
@@ -224,11 +224,14 @@ class VllmEngine:
             await self._remove(version)
 
     async def _remove(self, version: Version) -> None:
-        """Nobody samples under `version` any more, and nobody will."""
+        """Nobody samples under `version` any more, and nobody will. A server that does not let go of it keeps a little memory;
+        who happened to sample under it last, or publishes the next, has what they asked for."""
         with anyio.CancelScope(shield=True):
             try:
                 if self._adapters:
                     await self._tell_living(self._unload, version)
+            except (EngineError, TimeoutError) as error:
+                say(f"vLLM keeps an adapter that nobody needs: {error}")
             finally:
                 await asyncio.to_thread(shutil.rmtree, version.folder, ignore_errors=True)
                 self._older.discard(version)

@@ -133,6 +133,17 @@ async def test_a_turn_is_no_longer_than_the_context(engine):
         await draw(engine, [5000])
 
 
+async def test_a_turn_is_answered_though_the_server_does_not_let_go_of_its_old_version(engine, folders, capsys):
+    (flying,) = await in_flight(engine)
+    await engine.publish(1, folders("v1"))
+    await engine.server.ask("/v1/unload_lora_adapter", {"lora_name": "policy@0"})
+    await post(engine, "/release")
+    assert (await flying).span.policy_version == 0
+    assert "keeps an adapter that nobody needs: vLLM refused /v1/unload_lora_adapter" in capsys.readouterr().err
+    await engine.publish(2, folders("v2"))
+    assert (await draw(engine)).span.policy_version == 2
+
+
 async def test_a_new_version_is_a_new_name_and_the_idle_old_one_goes_with_its_folder(engine, folders, tmp_path):
     await draw(engine)
     await engine.publish(1, folders("v1"))
