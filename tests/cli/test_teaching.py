@@ -68,12 +68,14 @@ def card_of(art, tmp_path, model, out, *options):
 
 
 def test_a_run_with_a_warm_start_and_a_curriculum_shows_what_each_part_gave(art, tmp_path):
-    shape = ["--groups", "2", "--rollouts", "2", "--steps", "1", "--name", "both"]
+    shape = ["--groups", "2", "--rollouts", "2", "--steps", "1", "--temperature", "1.2", "--name", "both"]
     code, out, err = art("train", ENVIRONMENT, "--warm-start", "6", "--curriculum", *shape, *SHORT, "--json")
     assert (code, err) == (0, "")
     assert out.startswith("runs/both: 2 steps in ")
     assert len(re.findall(r"  level all  n=2 +\d\.\d+ \[.*\] -> \d\.\d+ \[.*\] -> \d", out)) == 2
-    lines = Run(tmp_path / "runs" / "both").read_metrics()
+    run = Run(tmp_path / "runs" / "both")
+    assert run.manifest["config"]["temperature"] == 1.2
+    lines = run.read_metrics()
     assert [line.get("phase") for line in lines] == ["warm start", None]
     assert sum(played for _, played in lines[1]["outcomes"].values()) == 4
     assert any(name.startswith("solved/level") for name in lines[1])
