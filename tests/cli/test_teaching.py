@@ -74,7 +74,7 @@ def test_a_run_with_a_warm_start_and_a_curriculum_shows_what_each_part_gave(art,
     assert out.startswith("runs/both: 2 steps in ")
     assert len(re.findall(r"  level all  n=2 +\d\.\d+ \[.*\] -> \d\.\d+ \[.*\] -> \d", out)) == 2
     run = Run(tmp_path / "runs" / "both")
-    assert run.manifest["config"]["temperature"] == 1.2
+    assert run.manifest["training"]["config"]["temperature"] == 1.2
     lines = run.read_metrics()
     assert [line.get("phase") for line in lines] == ["warm start", None]
     assert sum(played for _, played in lines[1]["outcomes"].values()) == 4
