@@ -62,13 +62,16 @@ class Called(BaseModel):
 
 
 class Said(BaseModel):
-    """A message; what else clients put into it is no part of the conversation."""
+    """A message; what else clients put into it is no part of the conversation. An assistant's thoughts, under one of the two names
+    that are in use, are not rendered: they only tell apart conversations that are remembered."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Part] | None = None
     name: str | None = None
     tool_calls: list[Called] | None = None
     tool_call_id: str | None = None
+    reasoning_content: Any = None
+    reasoning: Any = None
 
 
 class Function(BaseModel):

@@ -55,6 +55,12 @@ def read_messages(said: Sequence[Said]) -> tuple[Message, ...]:
     return tuple(in_order(messages))
 
 
+def thoughts_of(said: Sequence[Said]) -> tuple[str, ...]:
+    """What the client sent back of the thoughts of each assistant message; empty where that is nothing."""
+    given = [one.reasoning_content or one.reasoning for one in said if one.role == "assistant"]
+    return tuple(thoughts.strip() if isinstance(thoughts, str) else "" for thoughts in given)
+
+
 def text_of(said: Said, index: int) -> str:
     if not isinstance(said.content, list):
         return said.content or ""

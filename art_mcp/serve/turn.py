@@ -16,7 +16,7 @@ from art_mcp.errors import EngineError, TemplateError
 from art_mcp.ports import Dialect, Sampler
 from art_mcp.serve.asked import Asked
 from art_mcp.serve.conversations import Conversations, Prompt
-from art_mcp.serve.messages import read_messages, read_tools
+from art_mcp.serve.messages import read_messages, read_tools, thoughts_of
 from art_mcp.serve.refusal import Refusal
 from art_mcp.types import Completion, Malformed, Message, Policy, SamplingParams, Span
 
@@ -55,7 +55,7 @@ async def answer(asked: Asked, voice: Voice) -> Answer:
     """Raises Refusal for what the client has to change, EngineError where the engine fails."""
     messages, tools = read_messages(asked.messages), read_tools(asked.tools or ())
     try:
-        prompt = voice.conversations.prompt(messages, tools, dialect=voice.dialect)
+        prompt = voice.conversations.prompt(messages, tools, dialect=voice.dialect, hints=thoughts_of(asked.messages))
     except TemplateError as error:
         raise Refusal(400, str(error), param="messages") from error
     room = voice.sampler.context_length - len(prompt.token_ids)

@@ -35,10 +35,10 @@ USER = {"role": "user", "content": "What is 2 plus 3?"}
 
 @dataclass
 class Told:
-    """A Sampler that writes `turns` one after the other, whoever asks, and remembers what it was asked; `steps` are the policy
-    versions that it samples under, the last one from then on."""
+    """A Sampler that writes `turns` (texts, or tokens) one after the other, whoever asks, and remembers what it was asked; `steps`
+    are the policy versions that it samples under, the last one from then on."""
 
-    turns: Sequence[str]
+    turns: Sequence[str | Sequence[int]]
     steps: Sequence[int] = (0,)
     context_length: int = 100_000
     asked: list[tuple[tuple[int, ...], SamplingParams]] = field(default_factory=list)
@@ -56,7 +56,9 @@ class Told:
     ) -> Completion:
         number = len(self.asked)
         self.asked.append((tuple(token_ids), params))
-        turn = tokens(self.turns[number % len(self.turns)])[: None if self.stopped else -1][: params.max_tokens]
+        said = self.turns[number % len(self.turns)]
+        whole = tokens(said) if isinstance(said, str) else said
+        turn = whole[: None if self.stopped else -1][: params.max_tokens]
         logprobs = tuple(-0.25 * (place + 1) for place in range(len(turn)))
         return Completion(Span(tuple(turn), logprobs, self._step(number)), bool(turn) and turn[-1] in stop)
 
