@@ -62,8 +62,8 @@ class Called(BaseModel):
 
 
 class Said(BaseModel):
-    """A message; what else clients put into it is no part of the conversation. An assistant's thoughts, under one of the two names
-    that are in use, are not rendered: they only tell apart conversations that are remembered."""
+    """A message; what else clients put into it is no part of the conversation. An assistant's thoughts, under one of the two
+    names that are in use, are not rendered: they only tell apart conversations that are remembered."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Part] | None = None
@@ -75,7 +75,7 @@ class Said(BaseModel):
 
 
 class Function(BaseModel):
-    """`strict` is always kept to: a call that does not fit its schema is never handed out as one."""
+    """`strict` is kept to: a call that does not fit its schema is not handed out as one."""
 
     name: Annotated[str, Field(min_length=1, max_length=256)]
     description: str | None = None

@@ -111,9 +111,12 @@ def deltas(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def about(choice: Choice) -> dict[str, Any]:
-    """The calls that the policy began and that cannot be made: they stand in the content too, as they were written."""
-    return {"malformed": [malformed(place, call) for place, call in choice.malformed]}
+    """The calls that the policy began and that cannot be made. Those with an `id` are among the message's calls, the others
+    stand in its content as they were written."""
+    ids = {place: call["id"] for place, call in zip(choice.places, choice.message.get("tool_calls") or (), strict=True)}
+    return {"malformed": [malformed(place, call, id=ids.get(place)) for place, call in choice.malformed]}
 
 
-def malformed(place: int, call: Malformed) -> dict[str, Any]:
-    return {"index": place, "text": call.text, "error": call.error, "kind": call.kind.value}
+def malformed(place: int, call: Malformed, *, id: str | None) -> dict[str, Any]:
+    named = {} if id is None else {"id": id}
+    return {"index": place, **named, "text": call.text, "error": call.error, "kind": call.kind.value}

@@ -22,7 +22,7 @@ DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """What the policy reads. `bridged`: it goes on from sampled tokens, and nothing was rendered again. `shared` leading tokens
-    are the same in every conversation with these tools. `thoughts`: those of each assistant message as they stand in the tokens."""
+    are the same in every conversation with these tools. `thoughts`: those of each assistant message, as they stand in it."""
 
     token_ids: tuple[int, ...]
     shared: int
@@ -33,24 +33,24 @@ class Prompt:
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """All tokens up to the end of a sampled turn; `reply` is that turn with the dialect's ids, `ids` are those by the ones
-    that the client has. `thoughts`: those of each assistant message as they stand in the tokens, the reply's last."""
+    that the client has (None for a call that cannot be made). `thoughts`: those of each assistant message, the reply's last."""
 
     token_ids: array[int]
     shared: int
     reply: Message
-    ids: Mapping[str, str]
+    ids: Mapping[str, str | None]
     thoughts: tuple[str, ...]
 
     def has(self, hints: Sequence[str], *, others: bool = False) -> bool:
-        """Whether its thoughts are those of the messages of a client, as far as it sent any. `others`: messages without thoughts
-        here may have some there, of the client's own."""
+        """Whether its thoughts are those of the messages of a client, as far as it sent any. `others`: messages without
+        thoughts here may have some there, of the client's own."""
         return all(hint in ("", own) or (others and not own) for hint, own in zip(hints, self.thoughts, strict=False))
 
 
 class Conversations:
     """The finished conversations of one model, under whatever policy their turns were sampled. Rivals, of which clients got the
-    same text and the same ids for other tokens, are kept side by side and go together: one that was left alone would pass for the
-    only one. What was used longest ago goes first."""
+    same text and the same ids for other tokens, are kept side by side and go together: one that was left alone would pass for
+    the only one. What was used longest ago goes first."""
 
     def __init__(self, *, count: int = COUNT, tokens: int = TOKENS) -> None:
         self._count, self._most_tokens = count, tokens
@@ -91,17 +91,24 @@ class Conversations:
         return Prompt((*earlier.token_ids, *bridge), earlier.shared, bridged=True, thoughts=earlier.thoughts)
 
     def remember(
-        self, messages: Sequence[Message], tools: Sequence[Tool], *, prompt: Prompt, turn: Sequence[int], reply: Message
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool],
+        *,
+        prompt: Prompt,
+        turn: Sequence[int],
+        reply: Message,
+        shown: Message,
     ) -> Message:
-        """Keeps the conversation that ends with `reply`, the dialect's reading of `turn`; returns it as the client gets it,
-        with ids that no other conversation has."""
+        """Keeps the conversation that ends with `reply`, the dialect's reading of `turn`, which is `shown` to the client: calls
+        that cannot be made may be among the others there, without an id. Returns it with ids that no other conversation has."""
         whole = array("I", prompt.token_ids)
         whole.extend(turn)
-        calls: Sequence[dict[str, Any]] = reply.get("tool_calls") or ()
+        calls: Sequence[dict[str, Any]] = shown.get("tool_calls") or ()
         own = [name_call(whole, index) for index in range(len(calls))]
         named = [{**call, "id": id} for call, id in zip(calls, own, strict=True)]
-        shown: Message = {**reply, "tool_calls": named} if named else reply
-        ids = {id: str(call["id"]) for call, id in zip(calls, own, strict=True)}
+        shown = {**shown, "tool_calls": named} if named else shown
+        ids: dict[str, str | None] = {id: call.get("id") for call, id in zip(calls, own, strict=True)}
         thoughts = (*prompt.thoughts, str(reply.get("reasoning_content", "")))
         self._keep(Key(tools, messages).after(shown), Conversation(whole, prompt.shared, reply, ids, thoughts))
         return shown
@@ -126,9 +133,13 @@ class Conversations:
             self.tokens -= sum(len(one.token_ids) for one in oldest)
 
 
-def with_id(message: Message, ids: Mapping[str, str]) -> Message:
+def with_id(message: Message, ids: Mapping[str, str | None]) -> Message:
+    """The answer to a call as the runner writes it, which names no call where none could be made."""
     id = str(message.get("tool_call_id"))
-    return {**message, "tool_call_id": ids[id]} if id in ids else message
+    if id not in ids:
+        return message
+    own = ids[id]
+    return {"role": "tool", "content": message["content"]} if own is None else {**message, "tool_call_id": own}
 
 
 def name_call(conversation: array[int], index: int) -> str:

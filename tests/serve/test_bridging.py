@@ -4,11 +4,14 @@ import json
 
 import pytest
 
+from art_mcp.agent.rollout import answers
 from art_mcp.core.dialect import TemplateDialect
 from art_mcp.core.template import ChatTemplate
+from art_mcp.serve.asked import Offered
 from art_mcp.serve.conversations import Conversations, Prompt
 from art_mcp.serve.messages import read_tools
 from art_mcp.serve.turn import Voice
+from art_mcp.types import ToolResult
 from tests.agent.players import calls, dialect, tokenizer, tokens
 from tests.serve.guests import LOOK, USER, Told, direct, voice_of
 
@@ -74,6 +77,22 @@ async def test_the_next_turn_follows_what_was_sampled_however_the_client_spells_
     assert tuple(second.prompt_token_ids) == prompt
     told_so = "<tool_response>\n5\n</tool_response>\n<tool_response>\n6\n</tool_response>"
     assert tokenizer().decode(prompt[len(sampled) :]) == f"\n<|im_start|>user\n{told_so}<|im_end|>\n<|im_start|>assistant\n"
+
+
+UNFIT = calls(("add", {"a": "two", "b": 3}))
+
+
+@pytest.mark.parametrize("turn", [UNFIT, f"Hm.\n{UNFIT}", f"{SPACED}\n{UNFIT}", f"<tool_call>{{</tool_call>\n{UNFIT}"])
+@pytest.mark.parametrize("spell", [lambda message: message, rebuilt], ids=["the object", "rebuilt"])
+async def test_what_an_agent_says_to_a_call_that_does_not_fit_is_read_as_what_our_runner_says_to_it(turn, spell):
+    told, first, second = await converse(spell, turn=turn)
+    assert second.art_mcp["bridged"]
+    reply, found = dialect().read(tokens(turn), read_tools([Offered.model_validate(LOOK)]))
+    assert len(first.choices[0].message.tool_calls) == len(found) - turn.count("{</tool_call>")
+    said = [ToolResult(f"{at + 5}") for at in range(len(first.choices[0].message.tool_calls))]
+    following = answers(reply, found[-len(said) :], said)
+    sampled = (*told.asked[0][0], *tokens(turn))
+    assert told.asked[1][0] == (*sampled, *dialect().bridge(reply, following, sampled[-1]))
 
 
 async def test_a_turn_without_text_is_known_whether_its_content_is_empty_absent_or_null():
@@ -293,7 +312,8 @@ def test_what_is_kept_is_bounded_and_what_was_used_longest_ago_goes_first():
 
     def say(word, length):
         prompt = Prompt(tuple(range(length - 1)), 0, bridged=False)
-        kept.remember([USER], tools, prompt=prompt, turn=[5], reply={"role": "assistant", "content": word})
+        reply = {"role": "assistant", "content": word}
+        kept.remember([USER], tools, prompt=prompt, turn=[5], reply=reply, shown=reply)
 
     def known(word):
         messages = [USER, {"role": "assistant", "content": word}, USER]
@@ -317,7 +337,8 @@ def test_rivals_are_forgotten_together_so_that_none_is_taken_for_the_only_one():
 
     def say(word, first):
         prompt = Prompt((first,), 0, bridged=False)
-        kept.remember([USER], tools, prompt=prompt, turn=[5], reply={"role": "assistant", "content": word})
+        reply = {"role": "assistant", "content": word}
+        kept.remember([USER], tools, prompt=prompt, turn=[5], reply=reply, shown=reply)
 
     def known(word):
         messages = [USER, {"role": "assistant", "content": word}, USER]

@@ -52,17 +52,58 @@ async def test_parallel_calls_come_as_calls_with_ids_of_their_own():
     assert choice.art_mcp == {"malformed": []}
 
 
-async def test_a_call_that_cannot_be_made_is_text_and_is_named():
-    broken = calls(("add", {"a": "two", "b": 3}))
-    answer = await ask(Told([f"{calls(ADD)}\n{broken}", broken]))
-    (choice,) = answer.choices
-    assert [call.function.arguments for call in choice.message.tool_calls] == ['{"a": 2, "b": 3}']
-    assert choice.message.content == broken
-    (named,) = choice.art_mcp["malformed"]
-    assert (named["index"], named["kind"], named["text"]) == (1, "schema", broken)
-    assert "a" in named["error"]
-    (alone,) = (await ask(Told([broken]))).choices
-    assert (alone.finish_reason, alone.message.content, alone.message.tool_calls) == ("stop", broken, None)
+UNFIT = calls(("add", {"a": "two", "b": 3}))
+UNKNOWN = calls(("sum", {"of": [2, 3]}))
+UNREADABLE = '<tool_call>\n{"name": "add"\n</tool_call>'
+
+
+async def test_a_call_that_does_not_fit_is_a_call_all_the_same_whose_mistake_is_named():
+    """As OpenAI and vLLM hand them out: the agent looks for the tool, finds what is wrong, and tells the model."""
+    answer = await ask(Told([f"Let me see.\n{calls(ADD)}\n{UNFIT}\n{UNKNOWN}", f"{UNKNOWN}\n{UNFIT}"]), n=2)
+    first, second = answer.choices
+    made = [(call.function.name, call.function.arguments) for call in first.message.tool_calls]
+    assert made == [("add", '{"a": 2, "b": 3}'), ("add", '{"a": "two", "b": 3}'), ("sum", '{"of": [2, 3]}')]
+    assert (first.finish_reason, first.message.content) == ("tool_calls", "Let me see.")
+    named = first.art_mcp["malformed"]
+    assert [(one["index"], one["id"], one["kind"], one["text"]) for one in named] == [
+        (1, first.message.tool_calls[1].id, "schema", UNFIT),
+        (2, first.message.tool_calls[2].id, "unknown_tool", UNKNOWN),
+    ]
+    assert 'no tool "sum"' in named[1]["error"]
+    assert [call.function.name for call in second.message.tool_calls] == ["sum", "add"]
+    assert (second.finish_reason, second.message.content) == ("tool_calls", None)
+    assert len({call.id for choice in answer.choices for call in choice.message.tool_calls}) == 5
+
+
+async def test_a_call_that_is_no_json_is_text_and_is_named():
+    turn = f"So.\n{UNREADABLE}\n{UNFIT}\nOr {UNREADABLE}"
+    mixed, alone = (await ask(Told([turn, UNREADABLE]), n=2)).choices
+    assert mixed.message.content == f"So.\n{UNREADABLE}\nOr \n{UNREADABLE}"
+    assert [call.function.arguments for call in mixed.message.tool_calls] == ['{"a": "two", "b": 3}']
+    assert [one.get("id") for one in mixed.art_mcp["malformed"]] == [None, mixed.message.tool_calls[0].id, None]
+    assert [one["index"] for one in mixed.art_mcp["malformed"]] == [0, 1, 2]
+    assert (alone.finish_reason, alone.message.content, alone.message.tool_calls) == ("stop", UNREADABLE, None)
+    assert [one["kind"] for one in alone.art_mcp["malformed"]] == ["invalid_json"]
+
+
+def strictly(tool):
+    return {**tool, "function": {**tool["function"], "strict": True}}
+
+
+@pytest.mark.parametrize(
+    ("turn", "options"),
+    [
+        (UNFIT, {"tool_choice": "none"}),
+        (UNKNOWN, {"tools": None}),
+        (UNFIT, {"tools": [strictly(LOOK)]}),
+        (UNKNOWN, {"tools": [strictly(LOOK)]}),
+    ],
+    ids=["no calls are wanted", "no tools", "a strict tool", "only strict tools"],
+)
+async def test_a_call_that_does_not_fit_is_text_where_a_client_counts_on_its_fitting(turn, options):
+    (choice,) = (await ask(Told([turn]), **options)).choices
+    assert (choice.finish_reason, choice.message.content, choice.message.tool_calls) == ("stop", turn, None)
+    assert len(choice.art_mcp["malformed"]) == (options.get("tool_choice") != "none")
 
 
 async def test_token_ids_and_logprobs_cover_all_that_was_sampled_the_stop_token_too():
@@ -95,7 +136,7 @@ async def collect(stream):
     return [chunk async for chunk in stream]
 
 
-@pytest.mark.parametrize("turn", ["It is 5.", f"Let me see.\n{BOTH}", ""])
+@pytest.mark.parametrize("turn", ["It is 5.", f"Let me see.\n{BOTH}", f"{UNFIT}\n{UNREADABLE}\n{UNKNOWN}", ""])
 async def test_a_stream_adds_up_to_the_whole_answer(turn):
     options = {"n": 2, "logprobs": True, "seed": 1, "extra_body": {"return_token_ids": True}}
     whole = await ask(Told([turn]), **options)
