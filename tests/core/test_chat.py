@@ -43,7 +43,7 @@ def test_any_json_is_a_turn_or_an_engine_error(answer):
     assert isinstance(reply.message["content"], str)
     assert len(reply.calls) == len(reply.sent.get("tool_calls", []))
     told = answers_to(reply.sent, [ToolResult("x")] * len(reply.calls)) if reply.calls else []
-    assert all(one["tool_call_id"] for one in told)
+    assert all(one["tool_call_id"] and None not in one.values() for one in told)
     made = [call for call in reply.calls if isinstance(call, ToolCall)]
     assert [call["id"] for call in reply.message.get("tool_calls", ())] == [call.id for call in made]
 
