@@ -90,7 +90,7 @@ class MalformedKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """A call that cannot be made; `error` tells the model what to fix. `asked`: what only the tools are against, if that is so."""
+    """A call that cannot be made; `error` tells the model what to fix. `asked`: its name and arguments, if it has both."""
 
     text: str
     error: str

@@ -7,8 +7,9 @@ from pathlib import Path
 import anyio
 import pytest
 import torch
+from anyio.from_thread import start_blocking_portal
 from mcp import Client, StdioServerParameters
-from openai import NotFoundError
+from openai import AsyncOpenAI, NotFoundError
 
 from art_mcp.agent.rollout import rollout
 from art_mcp.core.samples import spread
@@ -123,6 +124,23 @@ def test_each_event_loop_gets_an_endpoint_of_its_own_and_without_one_there_is_no
     assert anyio.run(ask) == anyio.run(ask) == ["tiny", "tiny@0"]
     with pytest.raises(ConfigError, match="inside a running event loop"):
         model.openai_client()
+
+
+async def test_the_endpoints_of_event_loops_in_several_threads_serve_side_by_side_and_end_with_their_backend():
+    model = TrainableModel(name="tiny")
+    async with LocalBackend(in_process=True, threads=1) as backend:
+        await model.register(backend)
+        first, token = backend.endpoint(model)
+        with start_blocking_portal() as portal:
+            second, _ = portal.call(backend.endpoint, model)
+            assert second != first
+            assert (backend.endpoint(model)[0], portal.call(backend.endpoint, model)[0]) == (first, second)
+            async with AsyncOpenAI(base_url=first, api_key=token) as client:
+                assert (await client.models.list()).data
+            await backend.close()
+            for base_url in (first, second):
+                with pytest.raises(OSError, match="attempts failed"):
+                    await anyio.connect_tcp("127.0.0.1", int(base_url.split(":")[2].split("/")[0]))
 
 
 async def test_a_client_of_the_model_itself_follows_its_training_and_ends_with_its_backend():

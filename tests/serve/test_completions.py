@@ -5,10 +5,12 @@ import math
 import pytest
 from openai import BadRequestError, InternalServerError, NotFoundError
 
+from art_mcp.core.dialect import TemplateDialect
 from art_mcp.core.seeds import seed_of
 from art_mcp.errors import EngineError
-from tests.agent.players import calls, tokenizer, tokens
-from tests.serve.guests import LOOK, USER, Told, direct, voice_of
+from art_mcp.serve.turn import Voice
+from tests.agent.players import calls, dialect, tokenizer, tokens
+from tests.serve.guests import LOOK, USER, Told, direct, opened, voice_of
 
 pytestmark = pytest.mark.anyio
 
@@ -294,6 +296,44 @@ async def test_a_conversation_that_fills_the_context_is_refused():
 class Broken(Told):
     async def sample(self, token_ids, **options):
         raise EngineError("the engine has failed: out of memory")
+
+
+class Buggy(Told):
+    async def sample(self, token_ids, **options):
+        if len(self.asked) == 1:  # the second time
+            raise RuntimeError("the secret of line 5")
+        return await super().sample(token_ids, **options)
+
+
+class Unspeakable(TemplateDialect):
+    """A dialect that fails when an answer is written."""
+
+    def spelling(self, token_id):
+        raise RuntimeError("the secret of line 5")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_bug_is_a_500_in_the_same_shape_logged_once_and_the_next_request_is_answered(stream, caplog):
+    own = dialect()
+    mute = Unspeakable(own._tokenizer, own._template, stop_token_ids=own.stop_token_ids)
+    options = {"model": "told", "messages": [USER], "stream": stream, "logprobs": True}
+    for voice, good in ((voice_of(Buggy(["a"])), 1), (Voice(Told(["a"]), mute), 0)):
+        caplog.clear()
+        async with opened(voice) as (client, _):
+            for _ in range(good):
+                await client.chat.completions.create(**options)
+            with pytest.raises(InternalServerError) as failure:
+                await client.chat.completions.create(**options)
+            assert (await client.models.list()).data
+        assert failure.value.status_code == 500
+        assert failure.value.body == {
+            "message": "a bug in this endpoint: its log says which",
+            "type": "server_error",
+            "param": None,
+            "code": "internal_error",
+        }
+        (record,) = caplog.records
+        assert "the secret of line 5" in str(record.exc_info[1])
 
 
 async def test_an_engine_that_fails_is_the_servers_fault():
