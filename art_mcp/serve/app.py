@@ -55,7 +55,7 @@ class Desk:
     def app(self, *, token: str, hosts: Collection[str]) -> Starlette:
         routes = [
             Route("/v1/models", self.models, methods=["GET"]),
-            Route("/v1/models/{model}", self.model, methods=["GET"]),
+            Route("/v1/models/{model:path}", self.model, methods=["GET"]),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/openapi.json", self.openapi, methods=["GET"]),
         ]
@@ -204,4 +204,9 @@ async def crashed(request: Request, error: Exception) -> Response:
 
 
 async def unrouted(request: Request, error: HTTPException) -> Response:
-    return Refusal(error.status_code, error.detail, headers=error.headers).response()
+    detail = error.detail
+    if error.status_code == 404:  # OpenAI's other APIs, or a base_url without its /v1
+        detail = (
+            f"nothing is at {request.url.path}: there are /v1/chat/completions and /v1/models, where base_url ends with /v1"
+        )
+    return Refusal(error.status_code, detail, headers=error.headers).response()

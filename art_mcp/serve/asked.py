@@ -16,7 +16,7 @@ FULL = "tokens are sampled from the model's full distribution, which training as
 UNCONSTRAINED = "what the model writes is not constrained"
 NO_VARIANT = "the model's template is rendered as it is"
 TEXT_ONLY = "there is only text"
-OLD = "use tools and tool_choice"
+OLD = "use tools, tool_choice and tool_calls"
 
 NEUTRAL: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "top_p": ((1,), FULL),
@@ -35,6 +35,8 @@ NEUTRAL: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "function_call": ((), OLD),
     "reasoning_effort": ((), NO_VARIANT),
     "verbosity": ((), NO_VARIANT),
+    "chat_template_kwargs": (({},), NO_VARIANT),
+    "moderation": ((), "nothing is moderated"),
     "web_search_options": ((), "there is no search"),
     "prediction": ((), "nothing is predicted"),
 }
@@ -72,6 +74,7 @@ class Said(BaseModel):
     tool_call_id: str | None = None
     reasoning_content: Any = None
     reasoning: Any = None
+    function_call: Any = None
 
 
 class Function(BaseModel):
@@ -119,6 +122,7 @@ class Asked(BaseModel):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:

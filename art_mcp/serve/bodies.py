@@ -43,7 +43,8 @@ class Body:
 
     def chunks(self) -> Iterator[dict[str, Any]]:
         """The same as chat.completion.chunk objects. A turn is streamed when it is complete: samplers give whole turns."""
-        head = self._head("chat.completion.chunk")
+        counted = self.asked.stream_options is not None and bool(self.asked.stream_options.include_usage)
+        head = self._head("chat.completion.chunk") | ({"usage": None} if counted else {})
         prompt = self._prompt()
         for index, choice in enumerate(self.answer.choices):
             more = self._of_tokens(choice.span)
@@ -53,7 +54,7 @@ class Body:
                 more, prompt = {}, {}
             last = {"index": index, "delta": {}, "finish_reason": choice.finish, "logprobs": None, "art_mcp": about(choice)}
             yield {**head, "choices": [last]}
-        if self.asked.stream_options is not None and self.asked.stream_options.include_usage:
+        if counted:
             yield {**head, "choices": [], "usage": self._usage()}
 
     def _head(self, kind: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from art_mcp.core.json_scan import MAX_DEPTH, depth
 from art_mcp.core.parameters import parameters_of
-from art_mcp.serve.asked import Called, Offered, Part, Said
+from art_mcp.serve.asked import OLD, Called, Offered, Part, Said
 from art_mcp.serve.refusal import Refusal
 from art_mcp.types import Message, Tool
 
@@ -42,6 +42,9 @@ def read_messages(said: Sequence[Said]) -> tuple[Message, ...]:
     messages: list[Message] = []
     names: dict[str, str] = {}
     for index, one in enumerate(said):
+        if one.function_call is not None:
+            where = f"messages.{index}.function_call"
+            raise Refusal(400, f"{where} is not read: {OLD}", param=where)
         message: dict[str, Any] = {"role": ROLES.get(one.role, one.role), "content": text_of(one, index)}
         if one.role == "assistant" and one.tool_calls:
             message["tool_calls"] = [read_call(call, index) for call in one.tool_calls]

@@ -3,7 +3,8 @@
 import math
 
 import pytest
-from openai import BadRequestError, InternalServerError, NotFoundError
+from openai import BadRequestError, InternalServerError, NotFoundError, pydantic_function_tool
+from pydantic import BaseModel
 
 from art_mcp.core.dialect import TemplateDialect
 from art_mcp.core.seeds import seed_of
@@ -150,7 +151,7 @@ async def test_a_stream_adds_up_to_the_whole_answer(turn):
             gathered = await stream.get_final_completion()
     assert {chunk.model for chunk in chunks} == {"told@0"}
     assert (chunks[-1].choices, chunks[-1].usage) == ([], whole.usage)
-    assert all(chunk.usage is None for chunk in chunks[:-1])
+    assert all("usage" in chunk.model_fields_set and chunk.usage is None for chunk in chunks[:-1])
     assert chunks[0].prompt_token_ids == whole.prompt_token_ids
     for choice in whole.choices:
         parts = [part for chunk in chunks for part in chunk.choices if part.index == choice.index]
@@ -247,6 +248,9 @@ async def test_calls_are_text_where_none_is_wanted_and_the_tools_are_told_of_all
         ({"reasoning_effort": "low"}, "rendered as it is"),
         ({"extra_body": {"functions": [{"name": "f"}]}}, "use tools"),
         ({"extra_body": {"guided_regex": "a+"}}, "unknown field 'guided_regex'"),
+        ({"extra_body": {"chat_template_kwargs": {"enable_thinking": False}}}, "rendered as it is"),
+        ({"extra_body": {"moderation": {"model": "m"}}}, "nothing is moderated"),
+        ({"messages": [USER, {"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}}, USER]}, "tool_calls"),
         ({"extra_body": {"top_p": True}}, "top_p is not supported"),
         ({"temperature": -1}, "temperature"),
         ({"temperature": 0.001}, "greedy"),
@@ -278,12 +282,54 @@ async def test_what_cannot_be_done_is_refused_with_the_reason(options, word):
         {"response_format": {"type": "text"}, "modalities": ["text"], "user": "me", "store": False, "metadata": {"a": "b"}},
         {"extra_body": {"top_k": -1, "min_p": 0, "repetition_penalty": 1.0, "top_logprobs": 0, "reasoning_effort": None}},
         {"tools": None, "tool_choice": "auto", "temperature": 0, "stop": None},
+        {"extra_body": {"prompt_cache_options": {"ttl": "1h"}, "chat_template_kwargs": {}}},
         {"tools": [{**LOOK, "function": {**LOOK["function"], "strict": True}}]},
     ],
     ids=lambda value: str(value)[:50],
 )
 async def test_what_changes_nothing_is_taken(options):
     assert (await ask(Told(["a"]), **options)).choices[0].message.content == "a"
+
+
+async def test_instructions_may_come_from_a_developer_and_in_parts():
+    told = Told(["a"])
+    for said in (
+        {"role": "system", "content": "You add."},
+        {"role": "developer", "content": "You add."},
+        {"role": "developer", "content": [{"type": "text", "text": "You "}, {"type": "text", "text": "add."}]},
+    ):
+        await ask(told, messages=[said, USER])
+    assert len({prompt for prompt, _ in told.asked}) == 1
+    assert "You add." in tokenizer().decode(told.asked[0][0])
+
+
+async def test_what_is_not_served_is_refused_with_what_is():
+    async with direct(voice_of(Told(["a"]))) as (client, _):
+        for ask_for in (
+            lambda: client.responses.create(model="told", input="Hello"),
+            lambda: client.completions.create(model="told", prompt="Hello"),
+            lambda: client.with_options(base_url="http://localhost").chat.completions.create(model="told", messages=[USER]),
+        ):
+            with pytest.raises(NotFoundError, match=r"there are /v1/chat/completions and .* base_url ends with /v1"):
+                await ask_for()
+        with pytest.raises(NotFoundError, match="no model 'Qwen/Qwen3-4B'; there is told@0"):
+            await client.models.retrieve("Qwen/Qwen3-4B")
+
+
+class Add(BaseModel):
+    """Adds."""
+
+    a: int
+    b: int
+
+
+async def test_the_parse_helper_of_the_client_reads_calls_and_takes_those_that_do_not_fit_for_text():
+    tools = [pydantic_function_tool(Add, name="add")]
+    async with direct(voice_of(Told([calls(ADD), UNFIT]))) as (client, _):
+        fit = await client.chat.completions.parse(model="told", messages=[USER], tools=tools)
+        unfit = await client.chat.completions.parse(model="told", messages=[USER], tools=tools)
+    assert fit.choices[0].message.tool_calls[0].function.parsed_arguments == Add(a=2, b=3)
+    assert (unfit.choices[0].message.content, unfit.choices[0].message.tool_calls) == (UNFIT, None)
 
 
 async def test_a_conversation_that_fills_the_context_is_refused():
