@@ -82,3 +82,9 @@ def test_usage_is_read_where_it_is_there():
     assert read_answer(answer({"content": "a"}, counted), ()).usage == Usage(3, 2, 1)
     assert read_answer(answer({"content": "a"}, {**counted, "cost": 0.5}), ()).usage == Usage(3, 2, 1, 0.5)
     assert read_answer(answer({"content": "a"}), ()).usage is None
+
+
+@pytest.mark.parametrize("name", [{}, {"name": None}, {"name": ""}, {"name": 5}])
+def test_a_call_without_a_name_is_answered_without_one(name):
+    reply = read_answer(answer({"tool_calls": [{"id": "x", "function": {**name, "arguments": "{}"}}]}), (NOW,))
+    assert answers_to(reply.sent, [ToolResult("no")]) == [{"role": "tool", "tool_call_id": "x", "content": "no"}]
