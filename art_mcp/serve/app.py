@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from art_mcp.agent.group import first_failure
@@ -91,7 +91,8 @@ class Desk:
         self._check_pinned(asked, answered)
         body = Body(answered, asked, voice.dialect, f"chatcmpl-{token_hex(12)}", int(time.time()))
         if asked.stream:  # every turn is complete: what may go wrong has gone wrong before the first chunk is sent
-            return Response("".join(events(body)), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+            sent = list(events(body))
+            return StreamingResponse(sent, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
         return JSONResponse(body.whole())
 
     def _check_open(self) -> None:
