@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar, overload
 
 from pydantic import BaseModel
 
+from art_mcp.core.address import without_login
 from art_mcp.errors import ModelError
 from art_mcp.ports import Backend, Chat, Dialect, Sampler, Tracer
 from art_mcp.types import LoraSpec, ModelSpec, Patience, TrainConfig, TrajectoryGroup
@@ -66,7 +67,7 @@ class Model(Generic[ModelConfig]):
         if not name or any(character in name for character in "/@\\ \t\n"):
             raise ModelError(f"a model's name is a plain word without '/', '@' or spaces, not {name!r}")
         if base_url is not None and not base_url.startswith(("http://", "https://")):
-            raise ModelError(f"base_url is an address such as http://127.0.0.1:8000/v1, not {base_url!r}")
+            raise ModelError(f"base_url is an address such as http://127.0.0.1:8000/v1, not {without_login(base_url)!r}")
         self.name = name
         self.config = config  # pyright: ignore[reportAttributeAccessIssue]  # the overloads tie None to Model[None]
         self.base_url, self.model = base_url, model or name

@@ -90,11 +90,12 @@ class MalformedKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """A call that the model began and that cannot be made; `error` tells the model what to fix."""
+    """A call that cannot be made; `error` tells the model what to fix. `asked`: its name and arguments, if it has both."""
 
     text: str
     error: str
     kind: MalformedKind
+    asked: tuple[str, JsonObject] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ import sys
 from statistics import fmean
 
 from agents import Agent, ModelSettings, OpenAIChatCompletionsModel, RunConfig, Runner
-from agents.exceptions import MaxTurnsExceeded
+from agents.exceptions import MaxTurnsExceeded, ModelBehaviorError
 from agents.mcp import MCPServerStdio, create_static_tool_filter
 from openai import AsyncOpenAI
 
@@ -25,9 +25,9 @@ async def agent(client: AsyncOpenAI, scenario: Scenario) -> str:
     calculating = Agent(name="Calculator", model=model, model_settings=settings, mcp_servers=[CALCULATOR])
     try:
         done = await Runner.run(calculating, scenario.prompt, max_turns=6, run_config=RunConfig(tracing_disabled=True))
-    except MaxTurnsExceeded:  # a model that goes round in circles is worth 0; what is raised would be left out
+    except (MaxTurnsExceeded, ModelBehaviorError):  # worth 0: going round in circles, or calling a tool that is not there
         return ""
-    return done.final_output
+    return done.final_output  # (what is raised is left out)
 
 
 def solved(recording: Recording, answer: str) -> float:

@@ -6,7 +6,7 @@ from statistics import fmean
 
 from fastmcp.client.transports import StdioTransport
 from openai import AsyncOpenAI
-from pydantic_ai import Agent, UsageLimitExceeded, UsageLimits
+from pydantic_ai import Agent, UnexpectedModelBehavior, UsageLimitExceeded, UsageLimits
 from pydantic_ai.mcp import MCPToolset
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
@@ -24,9 +24,9 @@ async def agent(client: AsyncOpenAI, scenario: Scenario) -> str:
     calculating = Agent(model, toolsets=[OFFERED], model_settings={"max_tokens": 192})
     try:
         done = await calculating.run(scenario.prompt, usage_limits=UsageLimits(request_limit=6))
-    except UsageLimitExceeded:  # a model that goes round in circles is worth 0; what is raised would be left out
+    except (UsageLimitExceeded, UnexpectedModelBehavior):  # worth 0: going round in circles, or calling nothing that there is
         return ""
-    return done.output
+    return done.output  # (what is raised is left out)
 
 
 def solved(recording: Recording, answer: str) -> float:

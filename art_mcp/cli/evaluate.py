@@ -48,6 +48,7 @@ def command(
 ) -> None:
     import anyio
 
+    from art_mcp.core.address import without_login
     from art_mcp.wiring.stage import evaluate_stage, is_endpoint, open_scene
 
     setting = o.setting_of(context.params, trainer="torch")  # nothing is trained, and it is the quicker one to load
@@ -61,7 +62,8 @@ def command(
             )
 
     result = anyio.run(run)
-    o.write(f"{environment} {split}, model {model}, temperature {temperature:g}, n={result.n}, failed={result.failed}")
+    shown = without_login(model)
+    o.write(f"{environment} {split}, model {shown}, temperature {temperature:g}, n={result.n}, failed={result.failed}")
     o.write(f"  solved {result.solved:.3f} [{result.ci95[0]:.3f}, {result.ci95[1]:.3f}]  reward {result.reward:.3f}")
     show(result)
     cost = cost_of(result.usage, price_in, price_out) if result.usage else None

@@ -34,12 +34,13 @@ def command(
 ) -> None:
     import anyio
 
+    from art_mcp.core.address import without_login
     from art_mcp.wiring.play import play_one
 
     setting = o.setting_of(context.params, trainer="torch")  # nothing is trained, and it is the quicker one to load
     played = anyio.run(lambda: play_one(setting, split=split, number=number, temperature=temperature, api_key=api_key))
     if tokens and not played.parts:
-        o.write(f"{model} is an endpoint, whose tokens nobody sees; the conversation:")
+        o.write(f"{without_login(model)} is an endpoint, whose tokens nobody sees; the conversation:")
     for author, text in (tokens and played.parts) or played.lines:
         o.write(marked(author, text))
     parts = ", ".join(f"{name} {value + 0.0:g}" for name, value in played.rewards.items())  # + 0.0: no -0

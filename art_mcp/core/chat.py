@@ -117,6 +117,12 @@ def whole(count: object) -> int:
 def answers_to(sent: Message, results: Sequence[ToolResult]) -> list[Message]:
     """The tool messages that answer the calls of a turn, one each, malformed ones included."""
     return [
-        {"role": "tool", "tool_call_id": call["id"], "name": call["function"].get("name"), "content": result.text}
+        {"role": "tool", "tool_call_id": call["id"], **name_of(call["function"]), "content": result.text}
         for call, result in zip(sent["tool_calls"], results, strict=True)
     ]
+
+
+def name_of(function: Mapping[str, Any]) -> dict[str, str]:
+    """The `name` of a tool message, where the call has one."""
+    name = function.get("name")
+    return {"name": name} if isinstance(name, str) and name else {}

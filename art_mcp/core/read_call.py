@@ -113,8 +113,19 @@ def read_call(value: object, text: str, offered: Mapping[str, Tool], *, lenient:
         if complaint is not None:
             raise Mistake(MalformedKind.SCHEMA, complaint)
     except Mistake as mistake:
-        return Malformed(text, str(mistake), mistake.kind)
+        return Malformed(text, str(mistake), mistake.kind, asked_of(value, mistake.kind, lenient=lenient))
     return ToolCall(tool.name, arguments, lenient=not (usual and (in_form or "parameters" not in members)))
+
+
+def asked_of(value: object, kind: MalformedKind, *, lenient: bool) -> tuple[str, JsonObject] | None:
+    """The name and the arguments of a call that is one, but for the tools that there are."""
+    if kind not in (MalformedKind.UNKNOWN_TOOL, MalformedKind.SCHEMA):
+        return None
+    members = cast("dict[str, Any]", value)
+    try:
+        return members["name"], find_arguments(members, lenient=lenient)
+    except Mistake:  # more is wrong with it, which the model is told when it has found the tool
+        return None
 
 
 def identify(value: object, offered: Mapping[str, Tool]) -> tuple[dict[str, Any], Tool]:

@@ -100,7 +100,7 @@ class LocalBackend:
         self._weave = "art_mcp" if weave is True else weave or ""
         self.tracer: WeaveTracer | None = None
         self._voices: dict[str, Voice] = {}
-        self._endpoint: Endpoint | None = None
+        self._endpoints: list[Endpoint] = []
 
     async def __aenter__(self) -> LocalBackend:
         return self
@@ -198,9 +198,12 @@ class LocalBackend:
         name = trainable.name
         if name not in self._voices:
             self._voices[name] = Voice(self.sampler(trainable), self.dialect(trainable))
-        if self._endpoint is None or not self._endpoint.alive:
-            self._endpoint = Endpoint(self._voices)
-        return self._endpoint.base_url, self._endpoint.token
+        self._endpoints = [one for one in self._endpoints if not one.over]
+        endpoint = next((one for one in self._endpoints if one.alive), None)
+        if endpoint is None:  # those of other event loops serve on
+            endpoint = Endpoint(self._voices)
+            self._endpoints.append(endpoint)
+        return endpoint.base_url, endpoint.token
 
     async def save(self, trainable: Trainable, folder: str) -> None:
         """Writes a checkpoint, aside first: weights and tokenizer as a Hugging Face folder, optimizer, RNG, step."""
@@ -213,9 +216,8 @@ class LocalBackend:
     async def close(self) -> None:
         """Ends the endpoint, the engines and the child processes, even when the caller is being cancelled."""
         with anyio.CancelScope(shield=True):
-            if self._endpoint is not None:
-                await self._endpoint.close()
-                self._endpoint = None
+            while self._endpoints:
+                await self._endpoints.pop().close()
             self._voices.clear()
             while self._workers:
                 _, worker = self._workers.popitem()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Lock
 from time import monotonic
 from typing import Any
 
 from art_mcp.errors import EngineError
-from art_mcp.openai_patch.wire import Choice, Terms, as_read, uses_of
-from art_mcp.types import Message, Scenario, ScoredTrajectory, Span, StopReason, ToolResult, ToolUse, Trajectory
+from art_mcp.openai_patch.wire import Choice, Terms, Unmade, as_read, uses_of
+from art_mcp.types import Message, Scenario, ScoredTrajectory, Span, StopReason, Trajectory
 
 REASONS = {"stop": StopReason.ANSWERED, "length": StopReason.TRUNCATED}
 """Why a rollout ended, by how its last answer did; one that ended with a call was not gone on with."""
@@ -18,26 +18,26 @@ REASONS = {"stop": StopReason.ANSWERED, "length": StopReason.TRUNCATED}
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A conversation as far as it came: the tokens of its `spans`, and the messages that they stand for."""
+    """A conversation as far as it came: the tokens of its `spans`, and the messages that they stand for. `malformed`: the calls
+    that could not be made, by the turn."""
 
     tokens: tuple[int, ...] = ()
     spans: tuple[Span, ...] = ()
     messages: tuple[Message, ...] = ()
     finish_reason: str = ""
-    malformed: tuple[ToolUse, ...] = ()
+    malformed: Mapping[int, Sequence[Unmade]] = field(default_factory=dict[int, Sequence[Unmade]])
 
     def grown(self, prompt: tuple[int, ...], choice: Choice, *, messages: Sequence[Message], version: int | None) -> Branch:
         """This conversation with what the world said since, and what the policy answered."""
         world = Span(prompt[len(self.tokens) :])
         policy = Span(choice.token_ids, choice.logprobs, version)
         turn = sum(message["role"] == "assistant" for message in messages)
-        malformed = tuple(ToolUse(call, ToolResult(call.error, is_error=True), turn) for call in choice.malformed)
         return Branch(
             tokens=(*prompt, *choice.token_ids),
             spans=(*self.spans, *(span for span in (world, policy) if span.token_ids)),
             messages=(*messages, *as_read([choice.message])),
             finish_reason=choice.finish_reason,
-            malformed=(*self.malformed, *malformed),
+            malformed={**self.malformed, turn: choice.malformed} if choice.malformed else self.malformed,
         )
 
 
@@ -151,6 +151,6 @@ class Recording:
             messages=branch.messages,
             spans=branch.spans,
             stop_reason=REASONS.get(branch.finish_reason, StopReason.TURN_LIMIT),
-            uses=(*uses_of(branch.messages), *branch.malformed),
+            uses=uses_of(branch.messages, branch.malformed),
             seconds=monotonic() - self._began if self._seconds is None else self._seconds,
         )

@@ -62,6 +62,16 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
+class Unmade:
+    """A call that could not be made: its place among all that the policy began in the turn, and its id where it stands among
+    the message's calls all the same."""
+
+    call: Malformed
+    place: int
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
     """One whole choice of an answer; `logprobs` in nats, one for each token. `malformed`: calls that could not be made, where
     the endpoint (this package's does) tells of them."""
@@ -70,7 +80,7 @@ class Choice:
     finish_reason: str
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    malformed: tuple[Malformed, ...] = ()
+    malformed: tuple[Unmade, ...] = ()
 
 
 @dataclass(slots=True)
@@ -81,7 +91,7 @@ class Draft:
     finish_reason: str = ""
     token_ids: list[Any] | None = None
     logprobs: list[Any] | None = None
-    malformed: tuple[Malformed, ...] = ()
+    malformed: tuple[Unmade, ...] = ()
 
     def add(self, choice: Mapping[str, Any]) -> None:
         """Takes in a choice of an answer, or of a chunk of one."""
@@ -97,7 +107,9 @@ class Draft:
         if entries is not None:
             self.logprobs = [*(self.logprobs or ()), *(entry["logprob"] for entry in entries)]
         broken: list[Read] = cast("Read", choice.get("art_mcp") or {}).get("malformed") or []
-        self.malformed += tuple(Malformed(one["text"], one["error"], MalformedKind(one["kind"])) for one in broken)
+        for one in broken:
+            call = Malformed(one["text"], one["error"], MalformedKind(one["kind"]))
+            self.malformed += (Unmade(call, int(one.get("index", 0)), str(one.get("id") or "")),)
         self.finish_reason = choice.get("finish_reason") or self.finish_reason
 
     def _add_call(self, piece: Mapping[str, Any], place: int) -> None:
@@ -188,17 +200,29 @@ def parsed(function: Mapping[str, Any]) -> dict[str, Any]:
     return {**function, "arguments": arguments if isinstance(arguments, dict) else function["arguments"]}
 
 
-def uses_of(messages: Sequence[Mapping[str, Any]]) -> tuple[ToolUse, ...]:
-    """The calls of a conversation (as `as_read` gives it) that came back, in the order of their results."""
-    made: list[ToolUse] = []
-    turn, waiting = -1, dict[str, Mapping[str, Any]]()
+def uses_of(messages: Sequence[Mapping[str, Any]], malformed: Mapping[int, Sequence[Unmade]]) -> tuple[ToolUse, ...]:
+    """The calls of a conversation (as `as_read` gives it) that came back, in the order of their results, and in their places
+    those that could not be made (by the turn): with what the agent said to them, or with what there is to fix."""
+    turns: list[list[ToolUse]] = []
+    waiting, broken = dict[str, Mapping[str, Any]](), dict[str, Unmade]()
     for message in messages:
         if message["role"] == "assistant":  # ids are told apart within a turn only
-            turn, waiting = turn + 1, {call["id"]: call["function"] for call in message.get("tool_calls") or ()}
-        call = waiting.pop(message.get("tool_call_id") or "", None) if message["role"] == "tool" else None
-        if call is not None and isinstance(call["arguments"], dict):
+            waiting = {call["id"]: call["function"] for call in message.get("tool_calls") or ()}
+            broken = {one.id: one for one in malformed.get(len(turns), ()) if one.id}
+            turns.append([])
+        id = str(message.get("tool_call_id") or "")
+        call = waiting.pop(id, None) if message["role"] == "tool" else None
+        if call is None:
+            continue
+        said, turn = str(message["content"]), len(turns) - 1
+        if id in broken:
+            turns[-1].append(ToolUse(broken[id].call, ToolResult(said, is_error=True), turn))
+        elif isinstance(call["arguments"], dict):
             arguments: dict[str, Any] = call["arguments"]
-            made.append(
-                ToolUse(ToolCall(call["name"], arguments, message["tool_call_id"]), ToolResult(str(message["content"])), turn)
-            )
-    return tuple(made)
+            turns[-1].append(ToolUse(ToolCall(call["name"], arguments, id), ToolResult(said), turn))
+    for turn, uses in enumerate(turns):
+        answered = [use.call for use in uses]
+        for one in malformed.get(turn, ()):
+            if not any(one.call is call for call in answered):
+                uses.insert(one.place, ToolUse(one.call, ToolResult(one.call.error, is_error=True), turn))
+    return tuple(use for uses in turns for use in uses)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from art_mcp.core.address import without_login
 from art_mcp.core.chat import read_answer
 from art_mcp.errors import EngineError, NoRoomError, describe
 from art_mcp.types import Message, Patience, Reply, SamplingParams, Tool
@@ -40,7 +41,7 @@ class RemoteChat:
     def __init__(self, client: AsyncOpenAI, model: str, *, patience: Patience | None = None) -> None:
         self._patience = patience or Patience()
         self._client = client.with_options(max_retries=0, timeout=self._patience.timeout)
-        self._model, self._where = model, str(client.base_url).rstrip("/")
+        self._model, self._where = model, without_login(str(client.base_url)).rstrip("/")
         self._limit = "max_tokens"
 
     async def reply(self, conversation: Sequence[Message], *, tools: Sequence[Tool], params: SamplingParams) -> Reply:

@@ -31,15 +31,18 @@ BODY_LIMIT = 4 * 2**20
 """Bytes of a request."""
 PATIENCE = 8
 """How many times as much is read, and thrown away, before a client is cut off."""
+RETRY_AFTER = "5"
+"""Seconds; the openai client waits so long, and asks again."""
 GONE = Response(status_code=499)
 """For a client that no longer listens; nobody reads it."""
 
 
 class Desk:
-    """Answers for `voices`, models by name, which may change while it does; `close` refuses what is being sampled."""
+    """Answers for `voices`, models by name, which may change while it does; `close` refuses what is being sampled, and all that
+    is asked from then on. `loading`: clients are asked to come back later, for as long as it is set."""
 
-    def __init__(self, voices: Mapping[str, Voice], *, body_limit: int = BODY_LIMIT) -> None:
-        self._voices, self._body_limit = voices, body_limit
+    def __init__(self, voices: Mapping[str, Voice], *, loading: bool = False, body_limit: int = BODY_LIMIT) -> None:
+        self._voices, self.loading, self._body_limit = voices, loading, body_limit
         self._running: set[anyio.CancelScope] = set()
         self._closed = False
         self._since = int(time.time())
@@ -52,11 +55,12 @@ class Desk:
     def app(self, *, token: str, hosts: Collection[str]) -> Starlette:
         routes = [
             Route("/v1/models", self.models, methods=["GET"]),
-            Route("/v1/models/{model}", self.model, methods=["GET"]),
+            Route("/v1/models/{model:path}", self.model, methods=["GET"]),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/openapi.json", self.openapi, methods=["GET"]),
         ]
-        handlers: Any = {Refusal: refused, EngineError: failed, HTTPException: unrouted}  # starlette types them too narrowly
+        # starlette types them too narrowly
+        handlers: Any = {Refusal: refused, EngineError: failed, HTTPException: unrouted, Exception: crashed}
         guard = Middleware(Guard, token=token, hosts=hosts)
         return Starlette(routes=routes, exception_handlers=handlers, middleware=[guard])
 
@@ -66,9 +70,11 @@ class Desk:
             scope.cancel()
 
     async def models(self, request: Request) -> Response:
+        self._check_open()
         return JSONResponse({"object": "list", "data": self._listed()})
 
     async def model(self, request: Request) -> Response:
+        self._check_open()
         name = request.path_params["model"]
         return JSONResponse(next(entry for entry in self._entries(self.voice(name)) if entry["id"] == name))
 
@@ -76,6 +82,7 @@ class Desk:
         return JSONResponse(describe_api([entry["id"] for entry in self._listed()]))
 
     async def chat(self, request: Request) -> Response:
+        self._check_open()
         asked = read_asked(await read_body(request, limit=self._body_limit))
         voice = self.voice(asked.model)
         answered = await self._unless_gone(request, lambda: answer(asked, voice))
@@ -83,9 +90,16 @@ class Desk:
             return GONE
         self._check_pinned(asked, answered)
         body = Body(answered, asked, voice.dialect, f"chatcmpl-{token_hex(12)}", int(time.time()))
-        if asked.stream:
-            return StreamingResponse(events(body), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        if asked.stream:  # every turn is complete: what may go wrong has gone wrong before the first chunk is sent
+            sent = list(events(body))
+            return StreamingResponse(sent, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
         return JSONResponse(body.whole())
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise closing()
+        if self.loading:
+            raise Refusal(503, "the model is still being loaded", code="loading", headers={"Retry-After": RETRY_AFTER})
 
     def voice(self, model: str) -> Voice:
         voice = self._voices.get(model)
@@ -183,5 +197,17 @@ async def failed(request: Request, error: EngineError) -> Response:
     return await refused(request, Refusal(503, str(error), code="engine_failed"))
 
 
+async def crashed(request: Request, error: Exception) -> Response:
+    """For a bug here: starlette raises it again behind this answer, and the server logs it, once, with its traceback."""
+    # the server hangs up after it
+    closing = {"Connection": "close"}
+    return Refusal(500, "a bug in this endpoint: its log says which", code="internal_error", headers=closing).response()
+
+
 async def unrouted(request: Request, error: HTTPException) -> Response:
-    return Refusal(error.status_code, error.detail).response(error.headers)
+    detail = error.detail
+    if error.status_code == 404:  # OpenAI's other APIs, or a base_url without its /v1
+        detail = (
+            f"nothing is at {request.url.path}: there are /v1/chat/completions and /v1/models, where base_url ends with /v1"
+        )
+    return Refusal(error.status_code, detail, headers=error.headers).response()

@@ -16,7 +16,7 @@ FULL = "tokens are sampled from the model's full distribution, which training as
 UNCONSTRAINED = "what the model writes is not constrained"
 NO_VARIANT = "the model's template is rendered as it is"
 TEXT_ONLY = "there is only text"
-OLD = "use tools and tool_choice"
+OLD = "use tools, tool_choice and tool_calls"
 
 NEUTRAL: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "top_p": ((1,), FULL),
@@ -35,6 +35,8 @@ NEUTRAL: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "function_call": ((), OLD),
     "reasoning_effort": ((), NO_VARIANT),
     "verbosity": ((), NO_VARIANT),
+    "chat_template_kwargs": (({},), NO_VARIANT),
+    "moderation": ((), "nothing is moderated"),
     "web_search_options": ((), "there is no search"),
     "prediction": ((), "nothing is predicted"),
 }
@@ -62,17 +64,21 @@ class Called(BaseModel):
 
 
 class Said(BaseModel):
-    """A message; what else clients put into it is no part of the conversation."""
+    """A message; what else clients put into it is no part of the conversation. An assistant's thoughts, under one of the two
+    names that are in use, are not rendered: they only tell apart conversations that are remembered."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Part] | None = None
     name: str | None = None
     tool_calls: list[Called] | None = None
     tool_call_id: str | None = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    function_call: Any = None
 
 
 class Function(BaseModel):
-    """`strict` is always kept to: a call that does not fit its schema is never handed out as one."""
+    """`strict` is kept to: a call that does not fit its schema is not handed out as one."""
 
     name: Annotated[str, Field(min_length=1, max_length=256)]
     description: str | None = None
@@ -116,6 +122,7 @@ class Asked(BaseModel):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:

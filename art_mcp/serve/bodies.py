@@ -43,7 +43,8 @@ class Body:
 
     def chunks(self) -> Iterator[dict[str, Any]]:
         """The same as chat.completion.chunk objects. A turn is streamed when it is complete: samplers give whole turns."""
-        head = self._head("chat.completion.chunk")
+        counted = self.asked.stream_options is not None and bool(self.asked.stream_options.include_usage)
+        head = self._head("chat.completion.chunk") | ({"usage": None} if counted else {})
         prompt = self._prompt()
         for index, choice in enumerate(self.answer.choices):
             more = self._of_tokens(choice.span)
@@ -53,7 +54,7 @@ class Body:
                 more, prompt = {}, {}
             last = {"index": index, "delta": {}, "finish_reason": choice.finish, "logprobs": None, "art_mcp": about(choice)}
             yield {**head, "choices": [last]}
-        if self.asked.stream_options is not None and self.asked.stream_options.include_usage:
+        if counted:
             yield {**head, "choices": [], "usage": self._usage()}
 
     def _head(self, kind: str) -> dict[str, Any]:
@@ -111,9 +112,12 @@ def deltas(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def about(choice: Choice) -> dict[str, Any]:
-    """The calls that the policy began and that cannot be made: they stand in the content too, as they were written."""
-    return {"malformed": [malformed(place, call) for place, call in choice.malformed]}
+    """The calls that the policy began and that cannot be made. Those with an `id` are among the message's calls, the others
+    stand in its content as they were written."""
+    ids = {place: call["id"] for place, call in zip(choice.places, choice.message.get("tool_calls") or (), strict=True)}
+    return {"malformed": [malformed(place, call, id=ids.get(place)) for place, call in choice.malformed]}
 
 
-def malformed(place: int, call: Malformed) -> dict[str, Any]:
-    return {"index": place, "text": call.text, "error": call.error, "kind": call.kind.value}
+def malformed(place: int, call: Malformed, *, id: str | None) -> dict[str, Any]:
+    named = {} if id is None else {"id": id}
+    return {"index": place, **named, "text": call.text, "error": call.error, "kind": call.kind.value}

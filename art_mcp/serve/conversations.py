@@ -22,51 +22,65 @@ DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """What the policy reads. `bridged`: it goes on from sampled tokens, and nothing was rendered again. `shared` leading tokens
-    are the same in every conversation with these tools."""
+    are the same in every conversation with these tools. `thoughts`: those of each assistant message, as they stand in it."""
 
     token_ids: tuple[int, ...]
     shared: int
     bridged: bool
+    thoughts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """All tokens up to the end of a sampled turn; `reply` is that turn with the dialect's ids, `ids` are those by the ones
-    that the client has."""
+    that the client has (None for a call that cannot be made). `thoughts`: those of each assistant message, the reply's last."""
 
     token_ids: array[int]
     shared: int
     reply: Message
-    ids: Mapping[str, str]
+    ids: Mapping[str, str | None]
+    thoughts: tuple[str, ...]
+
+    def has(self, hints: Sequence[str], *, others: bool = False) -> bool:
+        """Whether its thoughts are those of the messages of a client, as far as it sent any. `others`: messages without
+        thoughts here may have some there, of the client's own."""
+        return all(hint in ("", own) or (others and not own) for hint, own in zip(hints, self.thoughts, strict=False))
 
 
 class Conversations:
-    """The finished conversations of one model, under whatever policy their turns were sampled; the one used longest ago goes
-    first."""
+    """The finished conversations of one model, under whatever policy their turns were sampled. Rivals, of which clients got the
+    same text and the same ids for other tokens, are kept side by side and go together: one that was left alone would pass for
+    the only one. What was used longest ago goes first."""
 
     def __init__(self, *, count: int = COUNT, tokens: int = TOKENS) -> None:
         self._count, self._most_tokens = count, tokens
-        self._kept: OrderedDict[bytes, Conversation] = OrderedDict()
-        self.tokens = 0
+        self._kept: OrderedDict[bytes, tuple[Conversation, ...]] = OrderedDict()
+        self._size = self.tokens = 0
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return self._size
 
-    def prompt(self, messages: Sequence[Message], tools: Sequence[Tool], *, dialect: Dialect) -> Prompt:
-        """The tokens before the next turn: those of the conversation that the messages extend, and a bridge; or, where they
-        extend none, a rendering of them all. Raises TemplateError where the template refuses them."""
-        bridged = self._bridged(messages, tools, dialect)
+    def prompt(
+        self, messages: Sequence[Message], tools: Sequence[Tool], *, dialect: Dialect, hints: Sequence[str] = ()
+    ) -> Prompt:
+        """The tokens before the next turn: those of the one conversation that the messages extend, and a bridge; or, where they
+        extend none or may extend several, a rendering of them all. `hints` are the thoughts that the client sent with each
+        assistant message, empty for none. Raises TemplateError where the template refuses the messages."""
+        bridged = self._bridged(messages, tools, dialect, hints=hints)
         if bridged is not None:
             return bridged
         shared, rest = dialect.opening(messages, tools)
-        return Prompt((*shared, *rest), len(shared), bridged=False)
+        said = sum(message["role"] == "assistant" for message in messages)
+        return Prompt((*shared, *rest), len(shared), bridged=False, thoughts=("",) * said)
 
-    def _bridged(self, messages: Sequence[Message], tools: Sequence[Tool], dialect: Dialect) -> Prompt | None:
+    def _bridged(
+        self, messages: Sequence[Message], tools: Sequence[Tool], dialect: Dialect, *, hints: Sequence[str]
+    ) -> Prompt | None:
         last = max((at for at, message in enumerate(messages) if message["role"] == "assistant"), default=-1)
         following = messages[last + 1 :]
         if last < 0 or not following or any(message["role"] not in ("user", "tool") for message in following):
             return None
-        earlier = self._find(Key(tools, messages[:last]).after(messages[last]))
+        earlier = self._find(Key(tools, messages[:last]).after(messages[last]), hints)
         if earlier is None:
             return None
         own = [with_id(message, earlier.ids) for message in following]
@@ -74,41 +88,58 @@ class Conversations:
             bridge = dialect.bridge(earlier.reply, own, earlier.token_ids[-1])
         except TemplateError:  # rendered afresh, where the template says what is wrong if it is wrong there too
             return None
-        return Prompt((*earlier.token_ids, *bridge), earlier.shared, bridged=True)
+        return Prompt((*earlier.token_ids, *bridge), earlier.shared, bridged=True, thoughts=earlier.thoughts)
 
     def remember(
-        self, messages: Sequence[Message], tools: Sequence[Tool], *, prompt: Prompt, turn: Sequence[int], reply: Message
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool],
+        *,
+        prompt: Prompt,
+        turn: Sequence[int],
+        reply: Message,
+        shown: Message,
     ) -> Message:
-        """Keeps the conversation that ends with `reply`, the dialect's reading of `turn`; returns it as the client gets it,
-        with ids that no other conversation has."""
+        """Keeps the conversation that ends with `reply`, the dialect's reading of `turn`, which is `shown` to the client: calls
+        that cannot be made may be among the others there, without an id. Returns it with ids that no other conversation has."""
         whole = array("I", prompt.token_ids)
         whole.extend(turn)
-        calls: Sequence[dict[str, Any]] = reply.get("tool_calls") or ()
+        calls: Sequence[dict[str, Any]] = shown.get("tool_calls") or ()
         own = [name_call(whole, index) for index in range(len(calls))]
         named = [{**call, "id": id} for call, id in zip(calls, own, strict=True)]
-        shown: Message = {**reply, "tool_calls": named} if named else reply
-        ids = {id: str(call["id"]) for call, id in zip(calls, own, strict=True)}
-        self._keep(Key(tools, messages).after(shown), Conversation(whole, prompt.shared, reply, ids))
+        shown = {**shown, "tool_calls": named} if named else shown
+        ids: dict[str, str | None] = {id: call.get("id") for call, id in zip(calls, own, strict=True)}
+        thoughts = (*prompt.thoughts, str(reply.get("reasoning_content", "")))
+        self._keep(Key(tools, messages).after(shown), Conversation(whole, prompt.shared, reply, ids, thoughts))
         return shown
 
-    def _find(self, key: bytes) -> Conversation | None:
-        found = self._kept.get(key)
-        if found is not None:
+    def _find(self, key: bytes, hints: Sequence[str]) -> Conversation | None:
+        rivals = self._kept.get(key, ())
+        if rivals:
             self._kept.move_to_end(key)
-        return found
+        fitting = [one for one in rivals if one.has(hints)] or [one for one in rivals if one.has(hints, others=True)]
+        return fitting[0] if len(fitting) == 1 else None
 
     def _keep(self, key: bytes, conversation: Conversation) -> None:
-        replaced = self._kept.pop(key, None)
-        self.tokens += len(conversation.token_ids) - (len(replaced.token_ids) if replaced else 0)
-        self._kept[key] = conversation
-        while self._kept and (len(self._kept) > self._count or self.tokens > self._most_tokens):
+        rivals = self._kept.get(key, ())
+        if not any(one.token_ids == conversation.token_ids for one in rivals):
+            self._kept[key] = (*rivals, conversation)
+            self._size += 1
+            self.tokens += len(conversation.token_ids)
+        self._kept.move_to_end(key)
+        while self._size > self._count or self.tokens > self._most_tokens:
             _, oldest = self._kept.popitem(last=False)
-            self.tokens -= len(oldest.token_ids)
+            self._size -= len(oldest)
+            self.tokens -= sum(len(one.token_ids) for one in oldest)
 
 
-def with_id(message: Message, ids: Mapping[str, str]) -> Message:
+def with_id(message: Message, ids: Mapping[str, str | None]) -> Message:
+    """The answer to a call as the runner writes it, which names no call where none could be made."""
     id = str(message.get("tool_call_id"))
-    return {**message, "tool_call_id": ids[id]} if id in ids else message
+    if id not in ids:
+        return message
+    own = ids[id]
+    return {"role": "tool", "content": message["content"]} if own is None else {**message, "tool_call_id": own}
 
 
 def name_call(conversation: array[int], index: int) -> str:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
+from ipaddress import IPv6Address
 from secrets import compare_digest
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from art_mcp.errors import ConfigError
 from art_mcp.serve.refusal import Refusal
 
+NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", re.IGNORECASE)
+TOKEN = re.compile(r"[!-~]+")
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -29,8 +34,7 @@ class Guard:
         try:
             self._check(Headers(scope=scope))
         except Refusal as refusal:
-            headers = {"WWW-Authenticate": "Bearer"} if refusal.status == 401 else None
-            await refusal.response(headers)(scope, receive, send)
+            await refusal.response()(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
@@ -41,9 +45,37 @@ class Guard:
         if any(host_of(origin) not in self._hosts for origin in origins):
             raise Refusal(403, f"pages of {', '.join(origins)} may not ask here", code="foreign_origin")
         kind, _, token = headers.get("authorization", "").partition(" ")
-        given = f"{kind.lower()} {token.strip()}".encode()
+        given = f"{kind.lower()} {token.strip()}".encode("latin-1")  # as it came
         if not compare_digest(given, self._token):
-            raise Refusal(401, "the API key is missing or wrong", code="invalid_api_key")
+            asks = {"WWW-Authenticate": "Bearer"}
+            raise Refusal(401, "the API key is missing or wrong", code="invalid_api_key", headers=asks)
+
+
+def check_host(name: str) -> str:
+    """A name by which clients may call, as a Host header is compared with it. Raises ConfigError for what is none."""
+    bare = name.removeprefix("[").removesuffix("]")
+    if NAME.fullmatch(name) or is_ipv6(bare):
+        return bare
+    try:
+        host = urlsplit(name.strip() if "//" in name else f"//{name.strip()}").hostname or ""
+    except ValueError:
+        host = ""
+    advice = f": write {host}" if NAME.fullmatch(host) else ""
+    raise ConfigError(f"{name!r} is no plain host name, such as box.example, without scheme, port and path{advice}")
+
+
+def check_token(token: str) -> str:
+    """The API key. Raises ConfigError for one that cannot stand in a header as it is."""
+    if not TOKEN.fullmatch(token):
+        raise ConfigError("an API key is of printable ASCII characters without spaces, because it is sent in a header")
+    return token
+
+
+def is_ipv6(name: str) -> bool:
+    try:
+        return IPv6Address(name).scope_id is None
+    except ValueError:
+        return False
 
 
 def host_of(address: str) -> str | None:

@@ -14,7 +14,7 @@ import uvicorn
 
 from art_mcp.errors import ConfigError, describe
 from art_mcp.serve.app import Desk
-from art_mcp.serve.guard import LOOPBACK
+from art_mcp.serve.guard import LOOPBACK, check_host, check_token
 from art_mcp.serve.turn import Voice
 
 KEEP_ALIVE_SECONDS = 75
@@ -35,7 +35,7 @@ class Endpoint:
     """Listens from when it is made, inside a running event loop, until `close()`. `port` 0 is any free one.
 
     Raises ConfigError where the port is in use, and for a host beyond loopback without `hosts`, the names by which clients may
-    call it: without them any web page could, in a browser on a machine that reaches it.
+    call it: without them any web page could, in a browser on a machine that reaches it. `loading`: as the desk's.
     """
 
     def __init__(
@@ -46,12 +46,14 @@ class Endpoint:
         port: int = 0,
         token: str | None = None,
         hosts: Sequence[str] = (),
+        loading: bool = False,
     ) -> None:
         if host not in LOOPBACK and not hosts:
             raise ConfigError(f"host {host!r} is not loopback: name the hosts that clients may call it by")
+        hosts = [check_host(name) for name in hosts]
         self._loop = running_loop()
-        self.token = token or token_urlsafe(24)
-        self.desk = Desk(voices)
+        self.token = check_token(token) if token else token_urlsafe(24)
+        self.desk = Desk(voices, loading=loading)
         self._socket = open_socket(host, port)
         self.port: int = self._socket.getsockname()[1]
         shown = host if host in LOOPBACK else hosts[0]
@@ -79,6 +81,11 @@ class Endpoint:
         """Whether it serves in the event loop that runs now."""
         return self._loop is running_loop() and not self._task.done()
 
+    @property
+    def over(self) -> bool:
+        """Whether it serves in no event loop any more."""
+        return self._task.done() or self._loop.is_closed()
+
     async def __aenter__(self) -> Endpoint:
         return self
 
@@ -92,10 +99,17 @@ class Endpoint:
         await asyncio.wait([self._task])
 
     async def close(self) -> None:
-        """Refuses what is being sampled, sends what is being sent, and frees the port."""
+        """Refuses what is being sampled, sends what is being sent, and frees the port; from another event loop too, while its
+        own one runs in another thread."""
         self._server.should_exit = True
-        if not self.alive:  # its loop ended and took it along, or it has ended already
-            return
+        if self.alive:
+            await self._end()
+        elif self._loop is not running_loop() and self._loop.is_running():
+            elsewhere = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._end(), self._loop))
+            await asyncio.wait([elsewhere], timeout=2 * GRACE_SECONDS)  # that loop may stop meanwhile
+        # else its loop has ended and taken it along, or it has ended already
+
+    async def _end(self) -> None:
         self.desk.close()
         await asyncio.wait([self._task])
         if not self._task.cancelled():

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from art_mcp.core.json_scan import MAX_DEPTH, depth
 from art_mcp.core.parameters import parameters_of
-from art_mcp.serve.asked import Called, Offered, Part, Said
+from art_mcp.serve.asked import OLD, Called, Offered, Part, Said
 from art_mcp.serve.refusal import Refusal
 from art_mcp.types import Message, Tool
 
@@ -42,6 +42,9 @@ def read_messages(said: Sequence[Said]) -> tuple[Message, ...]:
     messages: list[Message] = []
     names: dict[str, str] = {}
     for index, one in enumerate(said):
+        if one.function_call is not None:
+            where = f"messages.{index}.function_call"
+            raise Refusal(400, f"{where} is not read: {OLD}", param=where)
         message: dict[str, Any] = {"role": ROLES.get(one.role, one.role), "content": text_of(one, index)}
         if one.role == "assistant" and one.tool_calls:
             message["tool_calls"] = [read_call(call, index) for call in one.tool_calls]
@@ -53,6 +56,12 @@ def read_messages(said: Sequence[Said]) -> tuple[Message, ...]:
             message["name"] = one.name
         messages.append(message)
     return tuple(in_order(messages))
+
+
+def thoughts_of(said: Sequence[Said]) -> tuple[str, ...]:
+    """What the client sent back of the thoughts of each assistant message; empty where that is nothing."""
+    given = [one.reasoning_content or one.reasoning for one in said if one.role == "assistant"]
+    return tuple(thoughts.strip() if isinstance(thoughts, str) else "" for thoughts in given)
 
 
 def text_of(said: Said, index: int) -> str:

@@ -16,13 +16,21 @@ UNREAD = frozenset({401, 403, 413, 421})
 class Refusal(ArtMcpError):
     """A request that gets an error: its HTTP status, what to do in words, and the field it is about."""
 
-    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
-        self.status, self.param, self.code = status, param, code
+        self.status, self.param, self.code, self.headers = status, param, code, headers or {}
 
-    def response(self, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    def response(self) -> JSONResponse:
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
         error: dict[str, Any] = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
         # a body that nobody reads to its end would keep the connection, and perhaps its sender, for ever
         closing = {"Connection": "close"} if self.status in UNREAD else {}
-        return JSONResponse({"error": error}, self.status, {**closing, **(headers or {})})
+        return JSONResponse({"error": error}, self.status, {**closing, **self.headers})

@@ -16,8 +16,9 @@ from art_mcp.errors import EngineError, TemplateError
 from art_mcp.ports import Dialect, Sampler
 from art_mcp.serve.asked import Asked
 from art_mcp.serve.conversations import Conversations, Prompt
-from art_mcp.serve.messages import read_messages, read_tools
+from art_mcp.serve.messages import read_messages, read_tools, thoughts_of
 from art_mcp.serve.refusal import Refusal
+from art_mcp.serve.shown import show
 from art_mcp.types import Completion, Malformed, Message, Policy, SamplingParams, Span
 
 Finish: TypeAlias = Literal["stop", "length", "tool_calls"]
@@ -34,11 +35,15 @@ class Voice:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A sampled turn: the message as the client gets it, the calls that cannot be made with their places among all calls."""
+    """A sampled turn: `reply` as the dialect reads it, `message` as the client gets it, with calls that cannot be made among
+    the others where they read as calls. `places` of the message's calls among all that the policy began; those that cannot be
+    made with theirs."""
 
+    reply: Message
     message: Message
     span: Span
     finish: Finish
+    places: tuple[int, ...]
     malformed: tuple[tuple[int, Malformed], ...]
 
 
@@ -55,7 +60,7 @@ async def answer(asked: Asked, voice: Voice) -> Answer:
     """Raises Refusal for what the client has to change, EngineError where the engine fails."""
     messages, tools = read_messages(asked.messages), read_tools(asked.tools or ())
     try:
-        prompt = voice.conversations.prompt(messages, tools, dialect=voice.dialect)
+        prompt = voice.conversations.prompt(messages, tools, dialect=voice.dialect, hints=thoughts_of(asked.messages))
     except TemplateError as error:
         raise Refusal(400, str(error), param="messages") from error
     room = voice.sampler.context_length - len(prompt.token_ids)
@@ -75,7 +80,9 @@ async def answer(asked: Asked, voice: Voice) -> Answer:
     for completion in completions:
         choice = read(completion, asked, voice.dialect)
         turn = choice.span.token_ids
-        shown = voice.conversations.remember(messages, tools, prompt=prompt, turn=turn, reply=choice.message)
+        shown = voice.conversations.remember(
+            messages, tools, prompt=prompt, turn=turn, reply=choice.reply, shown=choice.message
+        )
         choices.append(replace(choice, message=shown))
     return Answer(policy, prompt, tuple(choices))
 
@@ -107,10 +114,11 @@ def version_of(completion: Completion) -> int:
 def read(completion: Completion, asked: Asked, dialect: Dialect) -> Choice:
     span, text, ended = cut(completion, asked.stops, dialect)
     offered = read_tools(asked.tools or ()) if asked.reads_calls else ()
-    message, calls = dialect.read_text(text, offered)
+    reply, calls = dialect.read_text(text, offered)
+    message, places = show(reply, calls, asked)
     malformed = tuple((place, call) for place, call in enumerate(calls) if isinstance(call, Malformed))
-    finish: Finish = "length" if not ended else "tool_calls" if message.get("tool_calls") else "stop"
-    return Choice(message, span, finish, malformed if asked.reads_calls else ())
+    finish: Finish = "length" if not ended else "tool_calls" if places else "stop"
+    return Choice(reply, message, span, finish, places, malformed if asked.reads_calls else ())
 
 
 def cut(completion: Completion, stops: Sequence[str], dialect: Dialect) -> tuple[Span, str, bool]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import math
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
@@ -22,6 +21,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.types import CONNECTION_CLOSED, INTERNAL_ERROR, METHOD_NOT_FOUND
 
 from art_mcp.child import launch_command
+from art_mcp.core.address import without_login
 from art_mcp.errors import ArtMcpError, ToolServerError, boundary, describe, sole_cause
 from art_mcp.tools.config import resolve
 from art_mcp.tools.http_client import PostClient, sse_http_client
@@ -178,7 +178,7 @@ URL_HINTS = {
 
 def at(url: str) -> str:
     """The address without what may be secret in it: user and query."""
-    return f" at {re.sub(r'//[^/@]*@', '//', url).partition('?')[0]}" if url else ""
+    return f" at {without_login(url).partition('?')[0]}" if url else ""
 
 
 def http_status(error: BaseException) -> str:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import fields
 from urllib.parse import urldefrag
 
+from art_mcp.core.address import without_login
 from art_mcp.errors import ConfigError, boundary
 from art_mcp.model import Model
 from art_mcp.ports import Tracer
@@ -23,7 +24,9 @@ async def remote_model(setting: Setting, *, api_key: str | None) -> Model[None]:
     unheeded = [name for name in OURS if getattr(setting, name) not in (defaults[name].default, {})]
     if unheeded:
         options = ", ".join(f"--{name.removesuffix('s').replace('_', '-')}" for name in unheeded)
-        raise ConfigError(f"{setting.model} is an endpoint, which runs its model as it likes: leave out {options}")
+        raise ConfigError(
+            f"{without_login(setting.model)} is an endpoint, which runs its model as it likes: leave out {options}"
+        )
     url, name = urldefrag(setting.model)
     url = url.rstrip("/")
     return Model(name="remote", base_url=url, api_key=api_key, model=name or await only_model(url, api_key))
@@ -32,11 +35,12 @@ async def remote_model(setting: Setting, *, api_key: str | None) -> Model[None]:
 async def only_model(url: str, api_key: str | None) -> str:
     from openai import OpenAIError
 
-    with boundary(ConfigError, f"asking {url} for its models", OpenAIError):
+    shown = without_login(url)
+    with boundary(ConfigError, f"asking {shown} for its models", OpenAIError):
         async with Model(name="remote", base_url=url, api_key=api_key).openai_client() as client:
             names = [model.id async for model in client.models.list()]
     if len(names) != 1:
-        raise ConfigError(f"name the model, as in {url}#NAME; the endpoint has {', '.join(names[:20]) or 'none'}")
+        raise ConfigError(f"name the model, as in {shown}#NAME; the endpoint has {', '.join(names[:20]) or 'none'}")
     return names[0]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ class Place:
     host: str = "127.0.0.1"
     port: int = 0
     hosts: Sequence[str] = ()
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Serving:
     """What a client needs. `model` is always the current policy, `policy` the exact one."""
 
     base_url: str
-    api_key: str
+    api_key: str = field(repr=False)
     model: str
     policy: str
 
@@ -52,7 +52,9 @@ async def serving(setting: Setting, place: Place) -> AsyncGenerator[tuple[Servin
     spec = model_spec(setting)
     model = TrainableModel(name=served_name(spec.source), spec=spec)
     voices: dict[str, Voice] = {}
-    async with Endpoint(voices, host=place.host, port=place.port, token=place.token, hosts=place.hosts) as endpoint:
+    async with Endpoint(
+        voices, host=place.host, port=place.port, token=place.token, hosts=place.hosts, loading=True
+    ) as endpoint:
         # slow imports: only now, so that a port in use is told at once
         from art_mcp.local.backend import LocalBackend
 
@@ -66,7 +68,11 @@ async def serving(setting: Setting, place: Place) -> AsyncGenerator[tuple[Servin
         async with backend:
             await model.register(backend)
             voices[model.name] = Voice(model.sampler(), model.dialect())
-            yield Serving(endpoint.base_url, endpoint.token, model.name, model.get_inference_name()), endpoint
+            endpoint.desk.loading = False
+            try:
+                yield Serving(endpoint.base_url, endpoint.token, model.name, model.get_inference_name()), endpoint
+            finally:
+                endpoint.desk.close()  # what is asked from now on would find no engine
 
 
 def served_name(source: str) -> str:

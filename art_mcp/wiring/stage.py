@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from art_mcp.core.address import without_login
 from art_mcp.environment import Environment, load_environment
 from art_mcp.errors import ConfigError, RunError
 from art_mcp.model import Model, TrainableModel
@@ -75,7 +76,8 @@ def find_model(text: str) -> str:
     """The folder or hub id that `text` stands for. Raises RunError for a run without (that) checkpoint."""
     if is_endpoint(text):
         raise ConfigError(
-            f"{text} is an endpoint, whose weights are elsewhere: it can be played (rollout) and measured (eval) only"
+            f"{without_login(text)} is an endpoint, whose weights are elsewhere: "
+            "it can be played (rollout) and measured (eval) only"
         )
     name, at, step = text.partition("@")
     if not Path(text).exists():

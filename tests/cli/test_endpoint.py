@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from anyio.from_thread import start_blocking_portal
 
+from art_mcp.errors import ModelError
 from art_mcp.local.backend import LocalBackend
-from art_mcp.model import TrainableModel
+from art_mcp.model import Model, TrainableModel
 from tests.agent.endpoints import endpoint, http, refused, said
 
 HERE = str(Path(__file__).parents[1] / "wiring" / "calculator_here.py")
@@ -73,6 +74,28 @@ def test_one_conversation_of_an_endpoint_is_shown_and_has_no_tokens(art):
     assert "#gpt is an endpoint, whose tokens nobody sees; the conversation:" in out
     assert "\n» policy: 7\nstopped: answered" in out
     assert json.loads(out.splitlines()[-1])["parts"] == []
+
+
+def test_a_name_and_a_password_in_the_address_are_sent_and_never_shown(art):
+    printed = ""
+    with scripted(said("7")) as seen:
+        secret = seen.base_url.replace("//", "//me:hu:sh@")
+        for words in (("eval", "--n", "1"), ("rollout", "--tokens"), ("eval", "--lenient"), ("train",)):
+            command, *options = words
+            _, out, err = art(command, HERE, *options, "--model", f"{secret}#gpt", "--json")
+            printed += out + err
+            assert seen.base_url in out + err
+    assert {headers["authorization"] for headers in seen.headers} == {"basic bwu6ahu6c2g="}
+    with scripted(refused(401, "wrong key")) as seen:
+        secret = seen.base_url.replace("//", "//me:hu:sh@")
+        for name in ("", "#gpt"):
+            _, out, err = art("eval", HERE, "--n", "1", "--model", f"{secret}{name}")
+            printed += out + err
+            assert seen.base_url in err
+    with pytest.raises(ModelError, match="not 'ftp://host/v1'") as failure:
+        Model(name="m", base_url="ftp://me:hush@host/v1")
+    assert "hu:sh" not in printed
+    assert "hush" not in str(failure.value)
 
 
 def test_an_endpoint_that_refuses_is_one_line(art):

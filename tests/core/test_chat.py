@@ -43,7 +43,7 @@ def test_any_json_is_a_turn_or_an_engine_error(answer):
     assert isinstance(reply.message["content"], str)
     assert len(reply.calls) == len(reply.sent.get("tool_calls", []))
     told = answers_to(reply.sent, [ToolResult("x")] * len(reply.calls)) if reply.calls else []
-    assert all(one["tool_call_id"] for one in told)
+    assert all(one["tool_call_id"] and None not in one.values() for one in told)
     made = [call for call in reply.calls if isinstance(call, ToolCall)]
     assert [call["id"] for call in reply.message.get("tool_calls", ())] == [call.id for call in made]
 
@@ -82,3 +82,9 @@ def test_usage_is_read_where_it_is_there():
     assert read_answer(answer({"content": "a"}, counted), ()).usage == Usage(3, 2, 1)
     assert read_answer(answer({"content": "a"}, {**counted, "cost": 0.5}), ()).usage == Usage(3, 2, 1, 0.5)
     assert read_answer(answer({"content": "a"}), ()).usage is None
+
+
+@pytest.mark.parametrize("name", [{}, {"name": None}, {"name": ""}, {"name": 5}])
+def test_a_call_without_a_name_is_answered_without_one(name):
+    reply = read_answer(answer({"tool_calls": [{"id": "x", "function": {**name, "arguments": "{}"}}]}), (NOW,))
+    assert answers_to(reply.sent, [ToolResult("no")]) == [{"role": "tool", "tool_call_id": "x", "content": "no"}]

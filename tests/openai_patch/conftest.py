@@ -6,18 +6,18 @@ from art_mcp import LocalBackend, TrainableModel, load_environment, open_tools
 from tests.openai_patch.agents import MODEL
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def anyio_backend():
     return "asyncio"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 async def backend(anyio_backend):
     async with LocalBackend(deterministic=True) as backend:
         yield backend
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 async def model(backend):
     model = TrainableModel(name=MODEL)
     await model.register(backend)
@@ -30,7 +30,7 @@ async def client(model):
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def environment():
     return load_environment("calculator")
 

@@ -13,8 +13,10 @@ from art_mcp import TrainableModel, gather_trajectory_groups
 from art_mcp.core.samples import make_samples, spread
 from art_mcp.errors import EngineError
 from art_mcp.openai_patch import gather_agent_groups, record
-from art_mcp.types import Scenario, StopReason, TrainConfig, TrajectoryGroup
+from art_mcp.types import Malformed, MalformedKind, Scenario, StopReason, ToolCall, TrainConfig, TrajectoryGroup
+from tests.agent.players import calls
 from tests.openai_patch.agents import MODEL, Between, usual
+from tests.serve.guests import Told, opened, voice_of
 
 pytestmark = pytest.mark.anyio
 
@@ -104,6 +106,28 @@ async def test_turns_that_extend_each_other_are_one_trajectory(client, toolbox):
     assert {span.policy_version for span in sampled(trajectory)} == {0}
     assert [use.call.name for use in trajectory.uses]
     assert isinstance(trajectory.messages[1]["tool_calls"][0]["function"]["arguments"], dict)
+
+
+async def test_a_call_that_does_not_fit_is_recorded_as_malformed_with_what_the_agent_said_to_it(toolbox):
+    add = next(tool.schema() for tool in toolbox.tools if tool.name == "add")
+    unfit, good = calls(("add", {"a": "two"})), calls(("add", {"a": 1, "b": 2}))
+    told = Told([f"{unfit}\n{good}\n<tool_call>{{</tool_call>", unfit])
+    async with opened(voice_of(told)) as (client, _):
+        with record(client) as recording:
+            first = (await say(client, model="told", tools=[add])).choices[0].message
+            said = [
+                {"role": "tool", "tool_call_id": call.id, "content": text}
+                for call, text in zip(first.tool_calls, "ab", strict=True)
+            ]
+            await say(client, QUESTION, first, *said, model="told", tools=[add])
+    trajectory = recording.trajectory
+    assert [(type(use.call), use.result.text, use.result.is_error, use.turn) for use in trajectory.uses[:2]] == [
+        (Malformed, "a", True, 0),
+        (ToolCall, "b", False, 0),
+    ]
+    unsaid = [(use.call.kind, use.result.text == use.call.error, use.turn) for use in trajectory.uses[2:]]
+    assert unsaid == [(MalformedKind.INVALID_JSON, True, 0), (MalformedKind.SCHEMA, True, 1)]
+    assert (trajectory.malformed, trajectory.tool_errors) == (3, 0)
 
 
 async def test_an_edited_history_is_a_branch_and_every_sampled_token_counts_once(client):

@@ -35,10 +35,10 @@ USER = {"role": "user", "content": "What is 2 plus 3?"}
 
 @dataclass
 class Told:
-    """A Sampler that writes `turns` one after the other, whoever asks, and remembers what it was asked; `steps` are the policy
-    versions that it samples under, the last one from then on."""
+    """A Sampler that writes `turns` (texts, or tokens) one after the other, whoever asks, and remembers what it was asked;
+    `steps` are the policy versions that it samples under, the last one from then on."""
 
-    turns: Sequence[str]
+    turns: Sequence[str | Sequence[int]]
     steps: Sequence[int] = (0,)
     context_length: int = 100_000
     asked: list[tuple[tuple[int, ...], SamplingParams]] = field(default_factory=list)
@@ -56,7 +56,9 @@ class Told:
     ) -> Completion:
         number = len(self.asked)
         self.asked.append((tuple(token_ids), params))
-        turn = tokens(self.turns[number % len(self.turns)])[: None if self.stopped else -1][: params.max_tokens]
+        said = self.turns[number % len(self.turns)]
+        whole = tokens(said) if isinstance(said, str) else said
+        turn = whole[: None if self.stopped else -1][: params.max_tokens]
         logprobs = tuple(-0.25 * (place + 1) for place in range(len(turn)))
         return Completion(Span(tuple(turn), logprobs, self._step(number)), bool(turn) and turn[-1] in stop)
 
@@ -143,8 +145,8 @@ async def agent(
     temperature: float,
     mends: bool = False,
 ) -> list[Call]:
-    """An agent loop as everybody writes it, over an MCP client; `mends` tells the model of calls that cannot be made, which
-    the endpoint says in a field of its own."""
+    """An agent loop as everybody writes it, over an MCP client; `mends` tells the model of calls that cannot be made in our
+    runner's words, which the endpoint says in a field of its own."""
     calls: list[Call] = []
     for seed in seeds:
         answer = await client.chat.completions.create(
@@ -162,12 +164,18 @@ async def agent(
         calls.append(Call(tuple(answer.prompt_token_ids), tuple(choice.token_ids), logprobs, answer.art_mcp["bridged"]))
         messages.append(choice.message)
         results = []
+        malformed = choice.art_mcp["malformed"] if mends else []
+        wrong = {one["id"]: one["error"] for one in malformed if "id" in one}
         for call in choice.message.tool_calls or ():
-            result = await session.call_tool(call.function.name, json.loads(call.function.arguments))
-            text = "\n".join(block.text for block in result.content)
+            if call.id in wrong:
+                text = wrong[call.id]
+            else:
+                result = await session.call_tool(call.function.name, json.loads(call.function.arguments))
+                text = "\n".join(block.text for block in result.content)
             results.append({"role": "tool", "tool_call_id": call.id, "content": text})
-        for malformed in choice.art_mcp["malformed"] if mends else ():
-            results.insert(malformed["index"], {"role": "tool", "content": malformed["error"]})
+        for one in malformed:
+            if "id" not in one:
+                results.insert(one["index"], {"role": "tool", "content": one["error"]})
         if not results or choice.finish_reason == "length":
             break
         messages += results

@@ -7,18 +7,21 @@ from pathlib import Path
 import anyio
 import pytest
 import torch
+from anyio.from_thread import start_blocking_portal
 from mcp import Client, StdioServerParameters
-from openai import NotFoundError
+from openai import AsyncOpenAI, NotFoundError
 
 from art_mcp.agent.rollout import rollout
+from art_mcp.core.samples import spread
 from art_mcp.core.seeds import seed_of
 from art_mcp.environment import load_environment
 from art_mcp.errors import ConfigError
 from art_mcp.local.backend import LocalBackend
 from art_mcp.model import TrainableModel
+from art_mcp.openai_patch import record
 from art_mcp.serve.turn import Voice
 from art_mcp.tools import open_tools
-from art_mcp.types import ModelSpec, Sample, TrainConfig
+from art_mcp.types import Malformed, MalformedKind, ModelSpec, Sample, ToolCall, TrainConfig
 from tests.serve.guests import agent, opened
 
 pytestmark = pytest.mark.anyio
@@ -49,6 +52,12 @@ def ours(trajectory):
     return turns
 
 
+def uses_in(trajectory):
+    return [
+        (replace(use.call, id="") if isinstance(use.call, ToolCall) else use.call, use.result.text) for use in trajectory.uses
+    ]
+
+
 def opening(scenario):
     system = [{"role": "system", "content": ENVIRONMENT.system}] if ENVIRONMENT.system else []
     return [*system, {"role": "user", "content": scenario.prompt}]
@@ -56,11 +65,12 @@ def opening(scenario):
 
 @pytest.mark.parametrize(("temperature", "mends"), [(1.0, False), (2.0, True)])
 async def test_an_agent_loop_written_the_usual_way_plays_as_our_own_runner_does(model, temperature, mends):
-    """On the same seeds. At temperature 2 many calls cannot be made; a loop that reads `malformed` goes on as ours does."""
+    """On the same seeds. At temperature 2 many calls cannot be made; a loop that answers them in our words goes on as ours
+    does. What is recorded of it counts the same."""
     scenarios = ENVIRONMENT.split("train")[:8]
     limits = replace(ENVIRONMENT.limits, calls=1000, tokens=model.sampler().context_length)
     server = StdioServerParameters(command=sys.executable, args=[str(SERVER)])
-    longest = malformed = 0
+    longest, kinds = 0, set()
     async with (
         opened(Voice(model.sampler(), model.dialect())) as (client, _),
         open_tools([f"{SERVER}:server"], only=ENVIRONMENT.tools) as toolbox,
@@ -84,23 +94,26 @@ async def test_an_agent_loop_written_the_usual_way_plays_as_our_own_runner_does(
                 key=(3, 0),
                 number=number,
             )
-            calls = await agent(
-                client,
-                session,
-                model="tiny",
-                messages=opening(scenario),
-                tools=tools,
-                seeds=[seed_of(3, 0, scenario.id, number, turn) for turn in range(limits.turns)],
-                limit=limits.turn_tokens,
-                temperature=temperature,
-                mends=mends,
-            )
-            malformed += own.malformed
+            with record(client, scenario) as recording:
+                calls = await agent(
+                    client,
+                    session,
+                    model="tiny",
+                    messages=opening(scenario),
+                    tools=tools,
+                    seeds=[seed_of(3, 0, scenario.id, number, turn) for turn in range(limits.turns)],
+                    limit=limits.turn_tokens,
+                    temperature=temperature,
+                    mends=mends,
+                )
+            kinds |= {use.call.kind for use in own.uses if isinstance(use.call, Malformed)}
+            assert spread(recording.trajectory.spans) == spread(own.spans)
+            assert uses_in(recording.trajectory) == uses_in(own)
             assert [(call.prompt, call.turn, call.logprobs) for call in calls] == ours(own)
             assert [call.bridged for call in calls] == [False] + [True] * (len(calls) - 1)
             longest = max(longest, len(calls))
     assert longest >= 3
-    assert bool(malformed) == (temperature > 1)
+    assert kinds == ({MalformedKind.INVALID_JSON, MalformedKind.SCHEMA} if mends else set())
 
 
 def test_each_event_loop_gets_an_endpoint_of_its_own_and_without_one_there_is_none(model):
@@ -111,6 +124,23 @@ def test_each_event_loop_gets_an_endpoint_of_its_own_and_without_one_there_is_no
     assert anyio.run(ask) == anyio.run(ask) == ["tiny", "tiny@0"]
     with pytest.raises(ConfigError, match="inside a running event loop"):
         model.openai_client()
+
+
+async def test_the_endpoints_of_event_loops_in_several_threads_serve_side_by_side_and_end_with_their_backend():
+    model = TrainableModel(name="tiny")
+    async with LocalBackend(in_process=True, threads=1) as backend:
+        await model.register(backend)
+        first, token = backend.endpoint(model)
+        with start_blocking_portal() as portal:
+            second, _ = portal.call(backend.endpoint, model)
+            assert second != first
+            assert (backend.endpoint(model)[0], portal.call(backend.endpoint, model)[0]) == (first, second)
+            async with AsyncOpenAI(base_url=first, api_key=token) as client:
+                assert (await client.models.list()).data
+            await backend.close()
+            for base_url in (first, second):
+                with pytest.raises(OSError, match="attempts failed"):
+                    await anyio.connect_tcp("127.0.0.1", int(base_url.split(":")[2].split("/")[0]))
 
 
 async def test_a_client_of_the_model_itself_follows_its_training_and_ends_with_its_backend():

@@ -4,8 +4,14 @@ import json
 
 import pytest
 
+from art_mcp.agent.rollout import answers
+from art_mcp.core.dialect import TemplateDialect
+from art_mcp.core.template import ChatTemplate
+from art_mcp.serve.asked import Offered
 from art_mcp.serve.conversations import Conversations, Prompt
 from art_mcp.serve.messages import read_tools
+from art_mcp.serve.turn import Voice
+from art_mcp.types import ToolResult
 from tests.agent.players import calls, dialect, tokenizer, tokens
 from tests.serve.guests import LOOK, USER, Told, direct, voice_of
 
@@ -71,6 +77,22 @@ async def test_the_next_turn_follows_what_was_sampled_however_the_client_spells_
     assert tuple(second.prompt_token_ids) == prompt
     told_so = "<tool_response>\n5\n</tool_response>\n<tool_response>\n6\n</tool_response>"
     assert tokenizer().decode(prompt[len(sampled) :]) == f"\n<|im_start|>user\n{told_so}<|im_end|>\n<|im_start|>assistant\n"
+
+
+UNFIT = calls(("add", {"a": "two", "b": 3}))
+
+
+@pytest.mark.parametrize("turn", [UNFIT, f"Hm.\n{UNFIT}", f"{SPACED}\n{UNFIT}", f"<tool_call>{{</tool_call>\n{UNFIT}"])
+@pytest.mark.parametrize("spell", [lambda message: message, rebuilt], ids=["the object", "rebuilt"])
+async def test_what_an_agent_says_to_a_call_that_does_not_fit_is_read_as_what_our_runner_says_to_it(turn, spell):
+    told, first, second = await converse(spell, turn=turn)
+    assert second.art_mcp["bridged"]
+    reply, found = dialect().read(tokens(turn), read_tools([Offered.model_validate(LOOK)]))
+    assert len(first.choices[0].message.tool_calls) == len(found) - turn.count("{</tool_call>")
+    said = [ToolResult(f"{at + 5}") for at in range(len(first.choices[0].message.tool_calls))]
+    following = answers(reply, found[-len(said) :], said)
+    sampled = (*told.asked[0][0], *tokens(turn))
+    assert told.asked[1][0] == (*sampled, *dialect().bridge(reply, following, sampled[-1]))
 
 
 async def test_a_turn_without_text_is_known_whether_its_content_is_empty_absent_or_null():
@@ -188,13 +210,110 @@ async def test_rollouts_whose_texts_agree_and_whose_tokens_do_not_are_kept_apart
             assert told.asked[-1][0][: len(sampled)] == sampled
 
 
+def spelled(text):
+    """The same turn sampled token by token in another way: a letter at a time."""
+    *others, stop = tokens(text)
+    letters = [token for letter in text for token in tokenizer().encode(letter)]
+    assert others != letters
+    assert tokenizer().decode(letters) == text
+    return [*letters, stop]
+
+
+async def test_rollouts_whose_answers_agree_and_whose_tokens_do_not_are_rendered_afresh_rather_than_mixed_up():
+    """Without calls there is nothing in a message that tells such rollouts apart."""
+    usual, other = tokens("It is 5."), spelled("It is 5.")
+    told = Told([usual, other, usual, other, *["Yes."] * 4])
+    async with direct(voice_of(told)) as (client, desk):
+        both = await client.chat.completions.create(model="told", messages=[USER], n=2)
+        alone = [await client.chat.completions.create(model="told", messages=[USER]) for _ in range(2)]
+        for answer in (both, *alone):
+            for choice in answer.choices:
+                messages = [USER, choice.message, {"role": "user", "content": "Sure?"}]
+                second = await client.chat.completions.create(model="told", messages=messages)
+                assert not second.art_mcp["bridged"]
+                assert tokenizer().decode(told.asked[-1][0]).count("It is 5.") == 1
+    assert len(desk.voice("told").conversations) == 2 + 1  # the same tokens again are not kept twice
+
+
+THINKER = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>"
+    "\n\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def thinker(sampler):
+    """A voice whose template keeps thoughts apart."""
+    template = ChatTemplate(THINKER, name="thinker", specials=("<|im_start|>", "<|im_end|>"))
+    return Voice(sampler, TemplateDialect(tokenizer(), template, stop_token_ids=tokens("")))
+
+
+def thought(thoughts):
+    return f"<think>\n{thoughts}\n</think>\n\nIt is 5."
+
+
+async def test_rollouts_that_thought_otherwise_and_said_the_same_are_told_apart_by_the_thoughts_that_clients_send_back():
+    turns = [thought("One."), thought("Two."), "It is 5."]
+    told = Told([*turns, "Yes."])
+    async with direct(thinker(told)) as (client, _):
+        answer = await client.chat.completions.create(model="told", messages=[USER], n=3)
+        assert [choice.message.content for choice in answer.choices] == ["It is 5."] * 3
+
+        async def go_on(**thoughts):
+            said = {"role": "assistant", "content": "It is 5.", **thoughts}
+            told.asked[:] = told.asked[:3]
+            second = await client.chat.completions.create(model="told", messages=[USER, said, USER])
+            return second.art_mcp["bridged"], tokenizer().decode(told.asked[-1][0])
+
+        opening = tokenizer().decode(told.asked[0][0])
+        for name in ("reasoning_content", "reasoning"):
+            for turn, thoughts in zip(turns, ("One.", " Two.\n"), strict=False):
+                bridged, text = await go_on(**{name: thoughts})
+                assert bridged
+                assert text.startswith(f"{opening}{turn}<|im_end|>")
+        for unknown in ({}, {"reasoning": None}, {"reasoning": ["One."]}):
+            bridged, text = await go_on(**unknown)
+            assert not bridged
+            assert "<think>" not in text
+        bridged, _ = await go_on(
+            reasoning="Three."
+        )  # none has these, but the one without any may have got them from the client
+        assert bridged
+        assert answer.choices[1].message.reasoning_content == "Two."
+
+
+async def test_thoughts_are_compared_in_every_turn_of_a_conversation():
+    told = Told([thought("One."), thought("Two."), "Yes.", "Yes.", "No."])
+    async with direct(thinker(told)) as (client, _):
+        firsts = (await client.chat.completions.create(model="told", messages=[USER], n=2)).choices
+        for first, turn in zip(firsts, ("One.", "Two."), strict=True):
+            second = await client.chat.completions.create(model="told", messages=[USER, first.message, USER])
+            assert second.art_mcp["bridged"]
+            assert thought(turn) in tokenizer().decode(told.asked[-1][0])
+        for first, turn in zip(firsts, ("One.", "Two."), strict=True):  # both go on with the same words
+            told.asked[:] = told.asked[:4]
+            messages = [USER, first.message, USER, second.choices[0].message, USER]
+            third = await client.chat.completions.create(model="told", messages=messages)
+            assert third.art_mcp["bridged"]
+            assert thought(turn) in tokenizer().decode(told.asked[-1][0])
+
+
+async def test_a_turn_with_other_thoughts_than_those_that_were_sampled_is_another_one():
+    told = Told([thought("One."), "Yes."])
+    async with direct(thinker(told)) as (client, _):
+        await client.chat.completions.create(model="told", messages=[USER])
+        said = {"role": "assistant", "content": "It is 5.", "reasoning_content": "Two."}
+        second = await client.chat.completions.create(model="told", messages=[USER, said, USER])
+    assert not second.art_mcp["bridged"]
+
+
 def test_what_is_kept_is_bounded_and_what_was_used_longest_ago_goes_first():
     tools = read_tools(())
     kept = Conversations(count=3, tokens=70)
 
     def say(word, length):
         prompt = Prompt(tuple(range(length - 1)), 0, bridged=False)
-        kept.remember([USER], tools, prompt=prompt, turn=[5], reply={"role": "assistant", "content": word})
+        reply = {"role": "assistant", "content": word}
+        kept.remember([USER], tools, prompt=prompt, turn=[5], reply=reply, shown=reply)
 
     def known(word):
         messages = [USER, {"role": "assistant", "content": word}, USER]
@@ -208,7 +327,29 @@ def test_what_is_kept_is_bounded_and_what_was_used_longest_ago_goes_first():
     say("e", 50)
     assert (len(kept), kept.tokens) == (3, 70)
     assert [known(word) for word in "bcde"] == [True, False, True, True]
-    say("e", 20)
-    assert kept.tokens == 40
     say("f", 71)
     assert (len(kept), kept.tokens) == (0, 0)
+
+
+def test_rivals_are_forgotten_together_so_that_none_is_taken_for_the_only_one():
+    tools = read_tools(())
+    kept = Conversations(count=3, tokens=70)
+
+    def say(word, first):
+        prompt = Prompt((first,), 0, bridged=False)
+        reply = {"role": "assistant", "content": word}
+        kept.remember([USER], tools, prompt=prompt, turn=[5], reply=reply, shown=reply)
+
+    def known(word):
+        messages = [USER, {"role": "assistant", "content": word}, USER]
+        return kept.prompt(messages, tools, dialect=dialect()).bridged
+
+    say("a", 1)
+    assert known("a")
+    say("a", 2)
+    say("b", 1)
+    assert (len(kept), kept.tokens) == (3, 6)
+    assert [known(word) for word in "ab"] == [False, True]
+    say("c", 1)
+    assert (len(kept), kept.tokens) == (2, 4)
+    assert [known(word) for word in "abc"] == [False, True, True]

@@ -3,12 +3,15 @@
 import math
 
 import pytest
-from openai import BadRequestError, InternalServerError, NotFoundError
+from openai import BadRequestError, InternalServerError, NotFoundError, pydantic_function_tool
+from pydantic import BaseModel
 
+from art_mcp.core.dialect import TemplateDialect
 from art_mcp.core.seeds import seed_of
 from art_mcp.errors import EngineError
-from tests.agent.players import calls, tokenizer, tokens
-from tests.serve.guests import LOOK, USER, Told, direct, voice_of
+from art_mcp.serve.turn import Voice
+from tests.agent.players import calls, dialect, tokenizer, tokens
+from tests.serve.guests import LOOK, USER, Told, direct, opened, voice_of
 
 pytestmark = pytest.mark.anyio
 
@@ -52,17 +55,58 @@ async def test_parallel_calls_come_as_calls_with_ids_of_their_own():
     assert choice.art_mcp == {"malformed": []}
 
 
-async def test_a_call_that_cannot_be_made_is_text_and_is_named():
-    broken = calls(("add", {"a": "two", "b": 3}))
-    answer = await ask(Told([f"{calls(ADD)}\n{broken}", broken]))
-    (choice,) = answer.choices
-    assert [call.function.arguments for call in choice.message.tool_calls] == ['{"a": 2, "b": 3}']
-    assert choice.message.content == broken
-    (named,) = choice.art_mcp["malformed"]
-    assert (named["index"], named["kind"], named["text"]) == (1, "schema", broken)
-    assert "a" in named["error"]
-    (alone,) = (await ask(Told([broken]))).choices
-    assert (alone.finish_reason, alone.message.content, alone.message.tool_calls) == ("stop", broken, None)
+UNFIT = calls(("add", {"a": "two", "b": 3}))
+UNKNOWN = calls(("sum", {"of": [2, 3]}))
+UNREADABLE = '<tool_call>\n{"name": "add"\n</tool_call>'
+
+
+async def test_a_call_that_does_not_fit_is_a_call_all_the_same_whose_mistake_is_named():
+    """As OpenAI and vLLM hand them out: the agent looks for the tool, finds what is wrong, and tells the model."""
+    answer = await ask(Told([f"Let me see.\n{calls(ADD)}\n{UNFIT}\n{UNKNOWN}", f"{UNKNOWN}\n{UNFIT}"]), n=2)
+    first, second = answer.choices
+    made = [(call.function.name, call.function.arguments) for call in first.message.tool_calls]
+    assert made == [("add", '{"a": 2, "b": 3}'), ("add", '{"a": "two", "b": 3}'), ("sum", '{"of": [2, 3]}')]
+    assert (first.finish_reason, first.message.content) == ("tool_calls", "Let me see.")
+    named = first.art_mcp["malformed"]
+    assert [(one["index"], one["id"], one["kind"], one["text"]) for one in named] == [
+        (1, first.message.tool_calls[1].id, "schema", UNFIT),
+        (2, first.message.tool_calls[2].id, "unknown_tool", UNKNOWN),
+    ]
+    assert 'no tool "sum"' in named[1]["error"]
+    assert [call.function.name for call in second.message.tool_calls] == ["sum", "add"]
+    assert (second.finish_reason, second.message.content) == ("tool_calls", None)
+    assert len({call.id for choice in answer.choices for call in choice.message.tool_calls}) == 5
+
+
+async def test_a_call_that_is_no_json_is_text_and_is_named():
+    turn = f"So.\n{UNREADABLE}\n{UNFIT}\nOr {UNREADABLE}"
+    mixed, alone = (await ask(Told([turn, UNREADABLE]), n=2)).choices
+    assert mixed.message.content == f"So.\n{UNREADABLE}\nOr \n{UNREADABLE}"
+    assert [call.function.arguments for call in mixed.message.tool_calls] == ['{"a": "two", "b": 3}']
+    assert [one.get("id") for one in mixed.art_mcp["malformed"]] == [None, mixed.message.tool_calls[0].id, None]
+    assert [one["index"] for one in mixed.art_mcp["malformed"]] == [0, 1, 2]
+    assert (alone.finish_reason, alone.message.content, alone.message.tool_calls) == ("stop", UNREADABLE, None)
+    assert [one["kind"] for one in alone.art_mcp["malformed"]] == ["invalid_json"]
+
+
+def strictly(tool):
+    return {**tool, "function": {**tool["function"], "strict": True}}
+
+
+@pytest.mark.parametrize(
+    ("turn", "options"),
+    [
+        (UNFIT, {"tool_choice": "none"}),
+        (UNKNOWN, {"tools": None}),
+        (UNFIT, {"tools": [strictly(LOOK)]}),
+        (UNKNOWN, {"tools": [strictly(LOOK)]}),
+    ],
+    ids=["no calls are wanted", "no tools", "a strict tool", "only strict tools"],
+)
+async def test_a_call_that_does_not_fit_is_text_where_a_client_counts_on_its_fitting(turn, options):
+    (choice,) = (await ask(Told([turn]), **options)).choices
+    assert (choice.finish_reason, choice.message.content, choice.message.tool_calls) == ("stop", turn, None)
+    assert len(choice.art_mcp["malformed"]) == (options.get("tool_choice") != "none")
 
 
 async def test_token_ids_and_logprobs_cover_all_that_was_sampled_the_stop_token_too():
@@ -95,7 +139,7 @@ async def collect(stream):
     return [chunk async for chunk in stream]
 
 
-@pytest.mark.parametrize("turn", ["It is 5.", f"Let me see.\n{BOTH}", ""])
+@pytest.mark.parametrize("turn", ["It is 5.", f"Let me see.\n{BOTH}", f"{UNFIT}\n{UNREADABLE}\n{UNKNOWN}", ""])
 async def test_a_stream_adds_up_to_the_whole_answer(turn):
     options = {"n": 2, "logprobs": True, "seed": 1, "extra_body": {"return_token_ids": True}}
     whole = await ask(Told([turn]), **options)
@@ -107,7 +151,7 @@ async def test_a_stream_adds_up_to_the_whole_answer(turn):
             gathered = await stream.get_final_completion()
     assert {chunk.model for chunk in chunks} == {"told@0"}
     assert (chunks[-1].choices, chunks[-1].usage) == ([], whole.usage)
-    assert all(chunk.usage is None for chunk in chunks[:-1])
+    assert all("usage" in chunk.model_fields_set and chunk.usage is None for chunk in chunks[:-1])
     assert chunks[0].prompt_token_ids == whole.prompt_token_ids
     for choice in whole.choices:
         parts = [part for chunk in chunks for part in chunk.choices if part.index == choice.index]
@@ -204,6 +248,9 @@ async def test_calls_are_text_where_none_is_wanted_and_the_tools_are_told_of_all
         ({"reasoning_effort": "low"}, "rendered as it is"),
         ({"extra_body": {"functions": [{"name": "f"}]}}, "use tools"),
         ({"extra_body": {"guided_regex": "a+"}}, "unknown field 'guided_regex'"),
+        ({"extra_body": {"chat_template_kwargs": {"enable_thinking": False}}}, "rendered as it is"),
+        ({"extra_body": {"moderation": {"model": "m"}}}, "nothing is moderated"),
+        ({"messages": [USER, {"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}}, USER]}, "tool_calls"),
         ({"extra_body": {"top_p": True}}, "top_p is not supported"),
         ({"temperature": -1}, "temperature"),
         ({"temperature": 0.001}, "greedy"),
@@ -235,12 +282,54 @@ async def test_what_cannot_be_done_is_refused_with_the_reason(options, word):
         {"response_format": {"type": "text"}, "modalities": ["text"], "user": "me", "store": False, "metadata": {"a": "b"}},
         {"extra_body": {"top_k": -1, "min_p": 0, "repetition_penalty": 1.0, "top_logprobs": 0, "reasoning_effort": None}},
         {"tools": None, "tool_choice": "auto", "temperature": 0, "stop": None},
+        {"extra_body": {"prompt_cache_options": {"ttl": "1h"}, "chat_template_kwargs": {}}},
         {"tools": [{**LOOK, "function": {**LOOK["function"], "strict": True}}]},
     ],
     ids=lambda value: str(value)[:50],
 )
 async def test_what_changes_nothing_is_taken(options):
     assert (await ask(Told(["a"]), **options)).choices[0].message.content == "a"
+
+
+async def test_instructions_may_come_from_a_developer_and_in_parts():
+    told = Told(["a"])
+    for said in (
+        {"role": "system", "content": "You add."},
+        {"role": "developer", "content": "You add."},
+        {"role": "developer", "content": [{"type": "text", "text": "You "}, {"type": "text", "text": "add."}]},
+    ):
+        await ask(told, messages=[said, USER])
+    assert len({prompt for prompt, _ in told.asked}) == 1
+    assert "You add." in tokenizer().decode(told.asked[0][0])
+
+
+async def test_what_is_not_served_is_refused_with_what_is():
+    async with direct(voice_of(Told(["a"]))) as (client, _):
+        for ask_for in (
+            lambda: client.responses.create(model="told", input="Hello"),
+            lambda: client.completions.create(model="told", prompt="Hello"),
+            lambda: client.with_options(base_url="http://localhost").chat.completions.create(model="told", messages=[USER]),
+        ):
+            with pytest.raises(NotFoundError, match=r"there are /v1/chat/completions and .* base_url ends with /v1"):
+                await ask_for()
+        with pytest.raises(NotFoundError, match="no model 'Qwen/Qwen3-4B'; there is told@0"):
+            await client.models.retrieve("Qwen/Qwen3-4B")
+
+
+class Add(BaseModel):
+    """Adds."""
+
+    a: int
+    b: int
+
+
+async def test_the_parse_helper_of_the_client_reads_calls_and_takes_those_that_do_not_fit_for_text():
+    tools = [pydantic_function_tool(Add, name="add")]
+    async with direct(voice_of(Told([calls(ADD), UNFIT]))) as (client, _):
+        fit = await client.chat.completions.parse(model="told", messages=[USER], tools=tools)
+        unfit = await client.chat.completions.parse(model="told", messages=[USER], tools=tools)
+    assert fit.choices[0].message.tool_calls[0].function.parsed_arguments == Add(a=2, b=3)
+    assert (unfit.choices[0].message.content, unfit.choices[0].message.tool_calls) == (UNFIT, None)
 
 
 async def test_a_conversation_that_fills_the_context_is_refused():
@@ -253,6 +342,44 @@ async def test_a_conversation_that_fills_the_context_is_refused():
 class Broken(Told):
     async def sample(self, token_ids, **options):
         raise EngineError("the engine has failed: out of memory")
+
+
+class Buggy(Told):
+    async def sample(self, token_ids, **options):
+        if len(self.asked) == 1:  # the second time
+            raise RuntimeError("the secret of line 5")
+        return await super().sample(token_ids, **options)
+
+
+class Unspeakable(TemplateDialect):
+    """A dialect that fails when an answer is written."""
+
+    def spelling(self, token_id):
+        raise RuntimeError("the secret of line 5")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_bug_is_a_500_in_the_same_shape_logged_once_and_the_next_request_is_answered(stream, caplog):
+    own = dialect()
+    mute = Unspeakable(own._tokenizer, own._template, stop_token_ids=own.stop_token_ids)
+    options = {"model": "told", "messages": [USER], "stream": stream, "logprobs": True}
+    for voice, good in ((voice_of(Buggy(["a"])), 1), (Voice(Told(["a"]), mute), 0)):
+        caplog.clear()
+        async with opened(voice) as (client, _):
+            for _ in range(good):
+                await client.chat.completions.create(**options)
+            with pytest.raises(InternalServerError) as failure:
+                await client.chat.completions.create(**options)
+            assert (await client.models.list()).data
+        assert failure.value.status_code == 500
+        assert failure.value.body == {
+            "message": "a bug in this endpoint: its log says which",
+            "type": "server_error",
+            "param": None,
+            "code": "internal_error",
+        }
+        (record,) = caplog.records
+        assert "the secret of line 5" in str(record.exc_info[1])
 
 
 async def test_an_engine_that_fails_is_the_servers_fault():

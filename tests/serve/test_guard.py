@@ -88,6 +88,49 @@ async def test_an_endpoint_beyond_loopback_needs_the_names_by_which_it_is_called
         assert endpoint.base_url == f"http://box.example:{endpoint.port}/v1"
 
 
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("http://box.example", "write box.example"),
+        ("https://box.example:8000/v1", "write box.example"),
+        ("box.example:8000", "write box.example"),
+        ("box.example/v1", "write box.example"),
+        ("me:hush@box.example", "write box.example"),
+        (" box.example", "write box.example"),
+        ("two words", "plain host name"),
+        ("bücher.example", "plain host name"),
+        ("*", "plain host name"),
+        ("//[", "plain host name"),
+        ("", "plain host name"),
+    ],
+)
+async def test_an_allowed_host_is_a_plain_name(name, right):
+    with pytest.raises(ConfigError, match="is no plain host name") as failure:
+        Endpoint({}, hosts=["fine.example", name])
+    assert right in str(failure.value)
+
+
+async def test_an_allowed_host_may_be_an_address():
+    for name in ("10.0.0.7", "2001:db8::7", "[2001:db8::7]"):
+        async with Endpoint({}, host="127.0.0.1", hosts=[name]) as endpoint, httpx2.AsyncClient(verify=False) as client:
+            host = f"[{name.strip('[]')}]:80" if ":" in name else name
+            headers = {"Authorization": f"Bearer {endpoint.token}", "Host": host}
+            assert (await client.get(f"{endpoint.base_url}/models", headers=headers)).status_code == 200
+
+
+@pytest.mark.parametrize("token", ["schlüssel", "two words", "line\n", "\udce9", "\x7f"])
+async def test_a_token_that_no_header_can_carry_is_refused_at_once(token):
+    with pytest.raises(ConfigError, match="printable ASCII"):
+        Endpoint({}, token=token)
+
+
+@pytest.mark.parametrize("header", ["Authorization", "Host", "Origin"])
+@pytest.mark.parametrize("value", [b"Bearer \xff\xfe", "Bearer rïght".encode(), b"\xe9", "\u2100:80".encode()])
+async def test_bytes_beyond_ascii_in_a_header_are_refused(header, value):
+    (answer,) = await knock(("GET", "/v1/models", {"headers": {header: value}}), token="right")
+    check_refused(answer, {"Authorization": 401, "Host": 421, "Origin": 403}[header])
+
+
 async def test_a_port_in_use_is_said_so():
     async with Endpoint({}) as endpoint:
         with pytest.raises(ConfigError, match=f"port {endpoint.port} on 127.0.0.1 is in use"):
