@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -214,17 +215,18 @@ class LocalBackend:
         return {"engine": "transformers", **self._worker(trainable).facts, "in_process": self.in_process}
 
     async def close(self) -> None:
-        """Ends the endpoint, the engines and the child processes, even when the caller is being cancelled."""
+        """Ends the endpoint, the engines and the child processes, even when the caller is being cancelled; where one does not
+        end, the others do before that is raised."""
         with anyio.CancelScope(shield=True):
-            while self._endpoints:
-                await self._endpoints.pop().close()
-            self._voices.clear()
-            while self._workers:
-                _, worker = self._workers.popitem()
-                await worker.close()
-            if self.tracer is not None:
-                await self.tracer.close()
+            async with AsyncExitStack() as last_first:
+                if self.tracer is not None:
+                    last_first.push_async_callback(self.tracer.close)
+                for worker in (*self._workers.values(), *self._endpoints):
+                    last_first.push_async_callback(worker.close)
                 self.tracer = None
+                self._workers.clear()
+                self._voices.clear()
+                self._endpoints.clear()
 
     def _worker(self, trainable: Trainable) -> AnyWorker:
         worker = self._workers.get(trainable.name)

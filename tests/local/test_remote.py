@@ -12,8 +12,10 @@ import pytest
 from toys import draw_tokens, save_toy
 
 from art_mcp.errors import EngineError, ModelError, TrainError
+from art_mcp.local.backend import LocalBackend
 from art_mcp.local.remote import RemoteWorker
 from art_mcp.local.worker import Settings, Worker
+from art_mcp.model import TrainableModel
 from art_mcp.types import LoraSpec, ModelSpec, Sample, SamplingParams, TrainConfig
 
 pytestmark = pytest.mark.anyio
@@ -129,6 +131,7 @@ async def test_a_model_that_cannot_be_loaded_is_refused_and_no_child_stays(tmp_p
 
 PARENT = """
 import psutil, sys
+from art_mcp.local.backend import LocalBackend
 from art_mcp.local.remote import RemoteWorker
 from art_mcp.local.worker import Settings
 from art_mcp.types import ModelSpec
@@ -147,3 +150,22 @@ def test_a_parent_that_is_killed_leaves_no_child(spec):
         parent.send_signal(signal.SIGKILL)
     assert len(processes) == 3
     assert psutil.wait_procs(processes, timeout=15)[1] == []
+
+
+async def test_a_backend_ends_every_child_though_one_of_them_does_not_end_as_it_should(monkeypatch):
+    backend = LocalBackend(in_process=False, threads=1)
+    models = [TrainableModel(name=name) for name in ("first", "second")]
+    for model in models:
+        await model.register(backend)
+    children = psutil.Process().children(recursive=True)
+    assert len(children) >= 2
+    second, close = models[1].sampler(), models[1].sampler().close
+
+    async def stubborn():
+        await close()
+        raise EngineError("did not end as it should")
+
+    monkeypatch.setattr(second, "close", stubborn)
+    with pytest.raises(EngineError, match="did not end as it should"):
+        await backend.close()
+    assert psutil.wait_procs(children, timeout=10)[1] == []
