@@ -29,13 +29,13 @@ BRIEF := 2>&1 | tee -a $(LOG) | awk ' \
 help:
 	@echo "make train      train the tiny policy on the calculator in this terminal, and show what it gained"
 	@echo "make test       the tests"
-	@echo "make test-slow  the slow tests: the MCP Inspector, where npm is, and its page in a browser, where Chromium is"
+	@echo "make test-slow  the slow tests: the MCP Inspector, where npm is, and its page in a browser, where Chromium is; kills; a small model's memory"
 	@echo "make test-peers  the tests that need a real vLLM: its CPU build, 3 GB, in $(PEERS)/vllm (10 minutes)"
 	@echo "make fuzz       the fuzzing tests with EXAMPLES=100000 for each of parser, evaluator and config loader (10 minutes)"
 	@echo "make check      formatting, lints, types, the order of the rooms, the house numbers"
 	@echo "make venv       $(VENV) with everything for development; the other targets make what they need by themselves"
 	@echo "make bench      speed against peers in turns, one JSON file each in $(RESULTS)/ (15 minutes on a quiet machine)"
-	@echo "make peers      $(PEERS)/ with what tests and benchmarks use beside this project: the MCP Inspector, vLLM's CPU build, verifiers"
+	@echo "make peers      $(PEERS)/ with what tests and benchmarks use beside this project: the MCP Inspector, vLLM's CPU build, verifiers, SmolLM2"
 	@echo "make policy     build the tiny policy anew from nothing (tens of minutes; replaces the weights in the package)"
 	@echo "make clean      remove $(VENV), caches and builds; runs/ stays"
 
@@ -50,6 +50,7 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	@if command -v npm >/dev/null; then $(MAKE) -s $(PEERS)/inspector/.made; fi
+	@$(MAKE) -s $(PEERS)/smollm2/.made
 	@$(BIN)/python -m pytest -m slow -rs
 
 test-peers: $(VENV)/.dev
@@ -70,7 +71,7 @@ bench: $(VENV)/.local
 	@for name in parser template tool_calls start; do \
 		echo "$$name"; $(BIN)/python -m benchmarks.$$name --out $(RESULTS)/$$name.json; done
 
-peers: $(PEERS)/inspector/.made $(PEERS)/vllm/.made $(PEERS)/verifiers/.made
+peers: $(PEERS)/inspector/.made $(PEERS)/vllm/.made $(PEERS)/verifiers/.made $(PEERS)/smollm2/.made
 
 policy: $(VENV)/.local
 	@$(BIN)/python scripts/build_tiny_policy.py

