@@ -66,7 +66,7 @@ async def converse(
     endpoint that gives no usable answer, or that owes one when `limits.seconds` are over.
     """
     limits = limits or Limits()
-    opening = opening_of(scenario, system)
+    opening = opening_of(scenario.prompt, system)
     talk = Conversation(opening, list(opening))
     began = monotonic()
     reason = StopReason.TIME_LIMIT

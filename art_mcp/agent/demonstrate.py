@@ -12,7 +12,7 @@ import anyio
 
 from art_mcp.agent.check import answer, calling
 from art_mcp.agent.group import first_failure
-from art_mcp.agent.rollout import answers, make_calls, name_rollout
+from art_mcp.agent.rollout import answers, make_calls, name_rollout, opening_of
 from art_mcp.core.samples import demonstration
 from art_mcp.environment import Environment, own_code
 from art_mcp.errors import ConfigError, EnvironmentLoadError, TrainError, boundary
@@ -106,8 +106,7 @@ async def show_solution(scenario: Scenario, *, environment: Environment, toolbox
         )
     with own_code(EnvironmentLoadError, f"the solution of scenario {scenario.id!r}"):
         steps, text = environment.solution(scenario)
-    messages: list[Message] = [{"role": "system", "content": environment.system}] if environment.system else []
-    messages.append({"role": "user", "content": scenario.prompt})
+    messages = opening_of(scenario.prompt, environment.system)
     uses: list[ToolUse] = []
     for turn, step in enumerate(cast("Sequence[ToolCall | Sequence[ToolCall]]", steps)):
         calls = (step,) if isinstance(step, ToolCall) else tuple(step)

@@ -65,7 +65,7 @@ async def rollout(
     turn within `limits.seconds`, an opening that leaves no room for a turn.
     """
     limits = limits or Limits()
-    transcript = Transcript(opening_of(scenario, system))
+    transcript = Transcript(opening_of(scenario.prompt, system))
     seed_key = (*key, scenario.id, number)
     began = monotonic()
     reason = StopReason.TIME_LIMIT
@@ -136,10 +136,10 @@ async def play(
     return StopReason.TURN_LIMIT
 
 
-def opening_of(scenario: Scenario, system: str) -> list[Message]:
+def opening_of(prompt: str, system: str) -> list[Message]:
     """The messages with which a rollout begins."""
     before: list[Message] = [{"role": "system", "content": system}] if system else []
-    return [*before, {"role": "user", "content": scenario.prompt}]
+    return [*before, {"role": "user", "content": prompt}]
 
 
 def end_of(

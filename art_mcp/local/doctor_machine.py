@@ -3,15 +3,12 @@ what is installed is read from its metadata."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, requires
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -19,11 +16,9 @@ from packaging.version import Version
 
 from art_mcp.child import launch_command
 from art_mcp.local.doctor import Finding, ok, problem, size, warning
+from art_mcp.local.machine_memory import Memory, read_memory
+from art_mcp.store.versions import installed
 
-CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-"""Where version 2 and version 1 keep the limit of a container."""
-BEST_EFFORT = 1 << 60
-"""From here on version 1 means that there is no limit."""
 LITTLE = 2 << 30
 """Less memory than what the libraries and the tiny policy need with room to spare."""
 TESTED = {"vllm": ">=0.25.1,<0.33", "unsloth": ">=2026.10"}
@@ -31,58 +26,21 @@ TESTED = {"vllm": ">=0.25.1,<0.33", "unsloth": ">=2026.10"}
 TORCH_OF = {"torchvision": 15, "torchaudio": 0, "torchcodec": None}
 """Companions of torch, and by how much their minor version is above torch's (torch 2.13 goes with torchvision 0.28), where
 that is a rule."""
+BARE = ('torch; extra == "local"', 'transformers; extra == "local"')
+"""What is looked for where this package's own metadata is not there to say what it needs."""
 ASKED = "--query-gpu=name,memory.total,memory.free,driver_version,compute_cap"
 Installed = Callable[[str], str | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """In bytes; `limit` is the container's, None where there is none."""
-
-    total: int
-    available: int
-    limit: int | None
-
-    @property
-    def usable(self) -> int:
-        return self.available if self.limit is None else min(self.available, self.limit)
-
-
-def installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def examine_machine() -> list[Finding]:
-    """Every finding about this machine, in the order in which they are told."""
-    return [find_cores(), find_memory(read_memory()), *find_gpus(ask_gpus()), *find_versions(installed)]
+def examine_machine(gpus: Sequence[Sequence[str]]) -> list[Finding]:
+    """Every finding about this machine, in the order in which they are told. `gpus`: as `ask_gpus` gives them."""
+    return [find_cores(), find_memory(read_memory()), *find_gpus(gpus), *find_versions(installed)]
 
 
 def find_cores() -> Finding:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     text = f"{usable} {'core' if usable == 1 else 'cores'}, {platform.machine()}, {platform.system()} {platform.release()}"
     return ok("processor", text, cores=usable)
-
-
-def read_memory(meminfo: Path = Path("/proc/meminfo"), cgroups: tuple[Path, ...] = CGROUPS) -> Memory:
-    """Of this machine, as the kernel says; where there is no /proc, as POSIX does, which knows nothing of what is available."""
-    limit = next((found for path in cgroups if (found := read_limit(path)) is not None), None)
-    if meminfo.is_file():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-        total, available = (int(lines[name].split()[0]) << 10 for name in ("MemTotal", "MemAvailable"))
-        return Memory(total, available, limit if limit is not None and limit < total else None)
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return Memory(total, total, limit)
-
-
-def read_limit(path: Path) -> int | None:
-    try:
-        text = path.read_text().strip()
-    except OSError:  # no such version of cgroups here
-        return None
-    return int(text) if text.isdigit() and int(text) < BEST_EFFORT else None
 
 
 def find_memory(memory: Memory) -> Finding:
@@ -105,7 +63,7 @@ def ask_gpus() -> list[list[str]]:
     return [row for row in rows if len(row) == 5] if not done.returncode else []
 
 
-def find_gpus(rows: list[list[str]]) -> list[Finding]:
+def find_gpus(rows: Sequence[Sequence[str]]) -> list[Finding]:
     if not rows:
         return [ok("GPU", "none that nvidia-smi knows of: models run on the CPU, in float32", gpus=[])]
     found: list[Finding] = []
@@ -120,10 +78,17 @@ def find_gpus(rows: list[list[str]]) -> list[Finding]:
 
 
 def find_versions(look_up: Installed, python: str = platform.python_version()) -> list[Finding]:
-    """Python, the libraries that this package needs, in the ranges of its own metadata, and those beside it."""
-    found = [ok("Python", f"{python}, {sys.executable}", version=python)]
+    """Python, the libraries that this package needs, and those beside it."""
+    this = ok("Python", f"{python}, {sys.executable}", version=python)
+    return [this, *find_libraries(look_up), *find_companions(look_up), *find_options(look_up)]
+
+
+def find_libraries(look_up: Installed) -> list[Finding]:
+    """Whether the libraries that this package needs are in the ranges of its own metadata."""
+    lines = needs_of("art-mcp")
+    found: list[Finding] = []
     fitting: dict[str, str] = {}
-    for line in requires("art-mcp") or ():
+    for line in BARE if lines is None else lines:
         requirement = Requirement(line)
         extra = requirement.marker is not None and requirement.marker.evaluate({"extra": "local"})
         if requirement.marker is None or extra:
@@ -132,8 +97,18 @@ def find_versions(look_up: Installed, python: str = platform.python_version()) -
             found += [misfit] if misfit else []
             fitting |= {} if misfit else {requirement.name: str(here)}
     named = ", ".join(f"{name} {here}" for name, here in fitting.items())
-    found.insert(1, ok("libraries", f"in the ranges that were tested: {named}", versions=fitting))
-    return [*found, *find_companions(look_up), *find_options(look_up)]
+    if lines is None:
+        text = f"art-mcp itself is not installed, so which ranges were tested is not known; here are {named or 'none of them'}"
+        return [warning("libraries", text, 'pip install -e ".[local]" in its folder', versions=fitting), *found]
+    return [ok("libraries", f"in the ranges that were tested: {named}", versions=fitting), *found]
+
+
+def needs_of(name: str) -> list[str] | None:
+    """The requirements of an installed package; None where its metadata is not there, as for code on PYTHONPATH alone."""
+    try:
+        return requires(name) or []
+    except PackageNotFoundError:
+        return None
 
 
 def find_misfit(requirement: Requirement, here: str | None, *, extra: str) -> Finding | None:
@@ -187,7 +162,7 @@ def find_options(look_up: Installed) -> list[Finding]:
 def find_torch_of(name: str, here: str, look_up: Installed) -> Finding:
     """Whether the torch that is here is one that this package says it needs."""
     torch = look_up("torch") or "0"
-    needs = [Requirement(line) for line in (requires(name) if importlib.util.find_spec(name) else None) or ()]
+    needs = [Requirement(line) for line in needs_of(name) or ()]
     wanted = next((one.specifier for one in needs if one.name == "torch" and one.marker is None), SpecifierSet())
     if not wanted.contains(Version(torch).public, prereleases=True):
         remedy = f"give {name} an environment of its own, and name its Python: --engine-python PATH"

@@ -184,10 +184,15 @@ def find_tags(patient: Patient) -> Iterator[Finding]:
         yield warning("tags", text, remedy)
     else:
         yield ok("tags", f"{' and '.join(tags)} are single tokens")
-    if not token_matrices(patient.folder):
+    try:
+        looked = bool(token_matrices(patient.folder))
+        untrained = find_untrained(patient.folder, patient.tokenizer)
+    except ModelError as error:
+        yield problem("weights", str(error), "fetch them once more")
+        return
+    if not looked:
         yield warning("tag rows", "no embedding in safetensors files here, so it was not looked at", "fetch the weights first")
         return
-    untrained = find_untrained(patient.folder, patient.tokenizer)
     for one in untrained:
         text = f"{one.tag} (token {one.id}) was never trained: its row is that of {one.like}, cosine {one.cosine:.5f}"
         remedy = f"art-mcp prepare {patient.source} OUT, or train with --prepare"

@@ -22,6 +22,7 @@ from art_mcp.core.dialect import TemplateDialect
 from art_mcp.core.parse import parse_calls
 from art_mcp.core.template import ChatTemplate
 from art_mcp.errors import ModelError, boundary
+from art_mcp.local.headers import refuse_pointer
 from art_mcp.sampling.tokenizer import BackendTokenizer
 from art_mcp.store.aside import put_back
 from art_mcp.types import LoraSpec, ModelSpec
@@ -135,10 +136,14 @@ def check_source(source: str) -> None:
         return
     if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
         raise ModelError(f"{source} is not a model folder: it has no config.json")
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+    weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    if not weights:
         raise ModelError(f"{source} has no weights: put *.safetensors there, or name another model")
-    if not any((folder / name).is_file() for name in VOCABULARIES):
+    vocabularies = [folder / name for name in VOCABULARIES if (folder / name).is_file()]
+    if not vocabularies:
         raise ModelError(f"{source} has no tokenizer: put tokenizer.json there")
+    for file in (*vocabularies, *weights):
+        refuse_pointer(file)
 
 
 def check_hub(source: str) -> None:

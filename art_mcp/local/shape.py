@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,6 +53,12 @@ class Shape:
         return self.layers * rank * ends
 
 
+def context_of(config: Mapping[str, Any]) -> int:
+    """The most tokens that the model of a config.json was made for; 32768 where it does not say."""
+    text = config.get("text_config") or config
+    return int(text.get("max_position_embeddings") or 32768)
+
+
 def shape_of(config: dict[str, Any], parameters: int) -> Shape:
     """Raises ModelError for a configuration that does not have a decoder's sizes."""
     text = config.get("text_config") or config
@@ -66,7 +73,7 @@ def shape_of(config: dict[str, Any], parameters: int) -> Shape:
             width=int(text.get("head_dim") or int(text["hidden_size"]) // heads),
             inner=int(text["intermediate_size"]),
             vocabulary=int(text["vocab_size"]),
-            context=int(text.get("max_position_embeddings", 32768)),
+            context=context_of(config),
             tied=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", True))),
             parameters=parameters,
         )

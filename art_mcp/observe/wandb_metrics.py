@@ -28,12 +28,17 @@ class WandbMetrics:
         self._run.log(numbers, step=step)
 
 
-@contextmanager
-def open_wandb(project: str, *, name: str, folder: Path, settings: Mapping[str, Any]) -> Generator[WandbMetrics]:
-    """A wandb run within the block, called `name`, its files under `folder`; a run of this name that was stopped goes on.
-    WANDB_MODE=offline needs neither network nor login. Raises ConfigError where wandb is not installed or does not start."""
+def refuse_missing() -> None:
+    """Raises ConfigError where wandb is not installed; it is not imported."""
     if importlib.util.find_spec("wandb") is None:
         raise ConfigError("wandb is not installed: pip install 'art-mcp[wandb]'")
+
+
+@contextmanager
+def open_wandb(project: str, *, id: str, name: str, folder: Path, settings: Mapping[str, Any]) -> Generator[WandbMetrics]:
+    """A wandb run within the block, called `name`, its files under `folder`; one of this `id` in the project goes on.
+    WANDB_MODE=offline needs neither network nor login. Raises ConfigError where wandb is not installed or does not start."""
+    refuse_missing()
     import wandb
 
     entity, _, project = project.rpartition("/")
@@ -41,7 +46,7 @@ def open_wandb(project: str, *, name: str, folder: Path, settings: Mapping[str, 
         run = wandb.init(
             project=project,
             entity=entity or None,
-            id=name,
+            id=id,
             name=name,
             resume="allow",
             dir=folder,

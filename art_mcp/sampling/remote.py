@@ -35,6 +35,10 @@ class Trouble(Exception):
         self.passing, self.wait = passing, wait
 
 
+class OtherName(Exception):
+    """The endpoint wants the limit of tokens by its other name: the same request again, so named, is no new try."""
+
+
 class RemoteChat:
     """A Chat with `model` behind `client`, whose own retries and timeout are not used."""
 
@@ -55,23 +59,26 @@ class RemoteChat:
         began, tries = anyio.current_time(), 0
         latest = min(began + self._patience.seconds, anyio.current_effective_deadline())
         while True:
-            tries += 1
+            limit = self._limit
             try:
-                return await self._try({**body, self._limit: params.max_tokens}, tools)
+                return await self._try({**body, limit: params.max_tokens}, tools, limit=limit)
+            except OtherName:
+                continue
             except Trouble as trouble:
+                tries += 1
                 wait = self._wait(trouble, tries)
                 if not trouble.passing or tries >= self._patience.tries or anyio.current_time() + wait > latest:
                     raise EngineError(self._blame(trouble, tries, anyio.current_time() - began)) from trouble
             await anyio.sleep(wait)
 
-    async def _try(self, body: Mapping[str, Any], tools: Sequence[Tool]) -> Reply:
+    async def _try(self, body: Mapping[str, Any], tools: Sequence[Tool], *, limit: str) -> Reply:
         from openai import APIConnectionError, APIStatusError, APITimeoutError
 
         try:
             # as text: what came is read here, whatever it is
             answer = await self._client.post("/chat/completions", cast_to=str, body=body)
         except APIStatusError as error:
-            raise self._judge(error) from error
+            raise self._judge(error, limit) from error
         except APITimeoutError as error:
             raise Trouble(f"no answer within {self._patience.timeout:g} s") from error
         except APIConnectionError as error:
@@ -88,14 +95,15 @@ class RemoteChat:
         except EngineError as error:
             raise EngineError(f"{self._where}, model {self._model!r}: {error}") from error
 
-    def _judge(self, error: APIStatusError) -> Trouble:
-        """Whether another try is worth it. Raises NoRoomError for a conversation that is too long for the model."""
+    def _judge(self, error: APIStatusError, limit: str) -> Trouble | OtherName:
+        """Whether another try of the request, which gave its limit of tokens by the name `limit`, is worth it. Raises
+        NoRoomError for a conversation that is too long for the model."""
         status, said = error.status_code, describe(error)
         if error.code in NO_ROOM or error.type in NO_ROOM or (status == 400 and "context length" in said):
             raise NoRoomError(f"{self._where}: {said}") from error
-        if status == 400 and self._limit == "max_tokens" and error.param == "max_tokens":  # OpenAI's reasoning models
-            self._limit = "max_completion_tokens"
-            return Trouble(said, wait=0.0)
+        if status == 400 and limit == "max_tokens" and error.param == limit:  # OpenAI's reasoning models
+            self._limit = "max_completion_tokens"  # from here on; others that are on their way are refused as this one was
+            return OtherName(said)
         passing = is_passing(status) and error.code != "insufficient_quota"
         return Trouble(said, passing=passing, wait=asked_wait(error.response.headers))
 

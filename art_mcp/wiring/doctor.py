@@ -6,12 +6,14 @@ import math
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from art_mcp.agent.rollout import opening_of
 from art_mcp.environment import Environment, load_environment
 from art_mcp.errors import ConfigError, ModelError, TemplateError, ToolServerError
 from art_mcp.local.doctor import Finding, ok, problem, size, warning
-from art_mcp.types import Message, ModelSpec, Trajectory
+from art_mcp.store.versions import installed
+from art_mcp.types import ModelSpec, Trajectory
 from art_mcp.wiring.stage import find_model
 
 if TYPE_CHECKING:
@@ -46,9 +48,10 @@ async def examine(visit: Visit, tell: Tell) -> AsyncIterator[Finding]:
     that lead nowhere, ConfigError for a broken config file."""
     environment = None if visit.environment is None else load_environment(visit.environment, **visit.options)
     source = None if visit.model is None else find_model(visit.model)
-    from art_mcp.local.doctor_machine import examine_machine, installed
+    from art_mcp.local.doctor_machine import ask_gpus, examine_machine
 
-    for finding in [*examine_machine(), find_node()]:
+    gpus = ask_gpus()
+    for finding in [*examine_machine(gpus), find_node()]:
         yield finding
     if source is None or not (installed("torch") and installed("transformers")):  # what is missing has been told
         return
@@ -68,7 +71,7 @@ async def examine(visit: Visit, tell: Tell) -> AsyncIterator[Finding]:
         findings, load = await examine_environment(visit, environment, patient)
         for finding in findings:
             yield finding
-    for finding in find_memory(visit, patient, load):
+    for finding in find_memory(visit, patient, load, gpu=bool(gpus)):
         yield finding
 
 
@@ -85,7 +88,9 @@ def find_node() -> Finding:
 
 async def examine_environment(visit: Visit, environment: Environment, patient: Patient) -> tuple[list[Finding], Load | None]:
     """Its servers and its opening; and how long its conversations are, where a reference solution tells."""
+    from art_mcp.local.doctor_model import read_json
     from art_mcp.local.models import load_dialect
+    from art_mcp.local.shape import context_of
     from art_mcp.tools import open_tools
 
     try:
@@ -96,7 +101,8 @@ async def examine_environment(visit: Visit, environment: Environment, patient: P
                 dialect = load_dialect(ModelSpec(source=patient.source))
             except (ModelError, TemplateError):  # a finding of its own, made before
                 return [served], None
-            opening = find_opening(environment, dialect, toolbox, context=context_of(patient))
+            context = context_of(read_json(patient.folder / "config.json"))
+            opening = find_opening(environment, dialect, toolbox, context=context)
             if opening.level == "problem" or environment.solution is None:
                 return [served, opening], None
             return [served, opening], await measure_conversations(visit, environment, dialect, toolbox=toolbox)
@@ -104,18 +110,10 @@ async def examine_environment(visit: Visit, environment: Environment, patient: P
         return [problem("servers", str(error), "look at it alone: art-mcp tools SERVER")], None
 
 
-def context_of(patient: Patient) -> int:
-    from art_mcp.local.doctor_model import read_json
-
-    config = read_json(patient.folder / "config.json")
-    text: Mapping[str, Any] = config.get("text_config") or config
-    return int(text.get("max_position_embeddings", 32768))
-
-
 def find_opening(environment: Environment, dialect: Dialect, toolbox: Toolbox, *, context: int) -> Finding:
     """The longest of some openings against the context and the limits of a rollout."""
     scenarios = environment.split(environment.splits[0])[:PLAYED]
-    length = max(sum(map(len, opening_of(environment, dialect, toolbox, prompt=one.prompt))) for one in scenarios)
+    length = max(sum(map(len, open_with(environment, dialect, toolbox, prompt=one.prompt))) for one in scenarios)
     limits = environment.limits
     room = min(context, limits.tokens) - length
     text = f"{length} tokens of a context of {context}; a conversation may have {min(limits.tokens, context)}"
@@ -127,9 +125,8 @@ def find_opening(environment: Environment, dialect: Dialect, toolbox: Toolbox, *
     return ok("opening", text, tokens=length)
 
 
-def opening_of(environment: Environment, dialect: Dialect, toolbox: Toolbox, *, prompt: str) -> tuple[list[int], list[int]]:
-    system: list[Message] = [{"role": "system", "content": environment.system}] if environment.system else []
-    return dialect.opening([*system, {"role": "user", "content": prompt}], toolbox.tools)
+def open_with(environment: Environment, dialect: Dialect, toolbox: Toolbox, *, prompt: str) -> tuple[list[int], list[int]]:
+    return dialect.opening(opening_of(prompt, environment.system), toolbox.tools)
 
 
 async def measure_conversations(visit: Visit, environment: Environment, dialect: Dialect, *, toolbox: Toolbox) -> Load:
@@ -152,7 +149,7 @@ async def measure_conversations(visit: Visit, environment: Environment, dialect:
     longest = max(played, key=lambda one: len(one.token_ids))
     said = [len(span.token_ids) for span in longest.spans if span.logprobs is not None]
     prompt = longest.scenario.prompt if longest.scenario else ""
-    shared, rest = map(len, opening_of(environment, dialect, toolbox, prompt=prompt))
+    shared, rest = map(len, open_with(environment, dialect, toolbox, prompt=prompt))
     added = len(longest.token_ids) - shared - rest - sum(said)
     return Load(
         groups=visit.groups,
@@ -165,12 +162,12 @@ async def measure_conversations(visit: Visit, environment: Environment, dialect:
     )
 
 
-def find_memory(visit: Visit, patient: Patient, load: Load | None) -> Iterator[Finding]:
+def find_memory(visit: Visit, patient: Patient, load: Load | None, *, gpu: bool) -> Iterator[Finding]:
     """What sampling and training would take, of all weights and of adapters, beside what is free."""
-    from art_mcp.local.doctor_machine import ask_gpus, read_memory
     from art_mcp.local.doctor_memory import Load, conversation_within, estimate
     from art_mcp.local.doctor_model import read_json
     from art_mcp.local.headers import count_parameters
+    from art_mcp.local.machine_memory import read_memory
     from art_mcp.local.shape import shape_of
 
     config = read_json(patient.folder / "config.json")
@@ -188,13 +185,13 @@ def find_memory(visit: Visit, patient: Patient, load: Load | None) -> Iterator[F
     reckoned = {rank: estimate(shape, asked, lora=rank, file_bytes=file_bytes) for rank in ways}
     fits = [rank for rank, one in reckoned.items() if one.process <= usable]
     yield ok("batch", told_load(asked), parameters=shape.parameters, exact=shape.exact)
-    if ask_gpus():
+    if gpu:
         yield warning(
             "memory needed", "on a GPU it is not reckoned yet; on the CPU it would be:", "try a small batch, and watch it"
         )
     for rank, one in reckoned.items():
         found = judge(shape, one, rank=rank, usable=usable, others=[other for other in fits if other != rank])
-        yield replace(found, level="warning") if found.level == "problem" and ask_gpus() else found
+        yield replace(found, level="warning") if found.level == "problem" and gpu else found
 
 
 def told_load(load: Load) -> str:

@@ -80,6 +80,7 @@ def spoken(messages: Sequence[Message]) -> list[tuple[str, str]]:
 async def check(setting: Setting, *, split: str, n: int) -> tuple[str, Verdict]:
     """What the model would see of the first scenario, and whether lazy policies stay below the reference solution."""
     from art_mcp.agent.check import check_environment
+    from art_mcp.agent.rollout import opening_of
     from art_mcp.local.models import load_dialect, load_tokenizer, model_source
     from art_mcp.sampling.scripted import ScriptedSampler
     from art_mcp.sampling.tokenizer import BackendTokenizer
@@ -89,8 +90,7 @@ async def check(setting: Setting, *, split: str, n: int) -> tuple[str, Verdict]:
     spec = model_spec(setting)
     dialect = load_dialect(spec)
     async with open_tools(environment.servers, config=setting.config, only=environment.tools) as toolbox:
-        messages: list[Message] = [{"role": "system", "content": environment.system}] if environment.system else []
-        messages.append({"role": "user", "content": environment.split(split)[0].prompt})
+        messages = opening_of(environment.split(split)[0].prompt, environment.system)
         shared, rest = dialect.opening(messages, toolbox.tools)
         opening = BackendTokenizer(load_tokenizer(model_source(spec.source))).decode([*shared, *rest])
         verdict = await check_environment(environment, dialect=dialect, toolbox=toolbox, play=ScriptedSampler, split=split, n=n)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import fields
 from urllib.parse import urldefrag
@@ -38,10 +38,15 @@ async def only_model(url: str, api_key: str | None) -> str:
     shown = without_login(url)
     with boundary(ConfigError, f"asking {shown} for its models", OpenAIError):
         async with Model(name="remote", base_url=url, api_key=api_key).openai_client() as client:
-            names = [model.id async for model in client.models.list()]
+            names = without_versions([model.id async for model in client.models.list()])
     if len(names) != 1:
         raise ConfigError(f"name the model, as in {shown}#NAME; the endpoint has {', '.join(names[:20]) or 'none'}")
     return names[0]
+
+
+def without_versions(names: Sequence[str]) -> list[str]:
+    """Our own endpoints list a policy twice: by its name, which is always the newest, and as `name@step`."""
+    return [name for name in names if name.rpartition("@")[0] not in names]
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from art_mcp.errors import ConfigError
 from art_mcp.model import TrainableModel
-from art_mcp.wiring.stage import Setting, model_spec
+from art_mcp.wiring.stage import Setting, backend_of, model_spec
 
 if TYPE_CHECKING:
     from art_mcp.serve.listen import Endpoint
@@ -55,16 +55,7 @@ async def serving(setting: Setting, place: Place) -> AsyncGenerator[tuple[Servin
     async with Endpoint(
         voices, host=place.host, port=place.port, token=place.token, hosts=place.hosts, loading=True
     ) as endpoint:
-        # slow imports: only now, so that a port in use is told at once
-        from art_mcp.local.backend import LocalBackend
-
-        backend = LocalBackend(
-            deterministic=setting.deterministic,
-            engine=setting.engine,
-            engine_python=setting.engine_python,
-            engine_args=setting.engine_args,
-            trainer=setting.trainer,
-        )
+        backend = backend_of(setting)  # a slow import: only now, so that a port in use is told at once
         async with backend:
             await model.register(backend)
             voices[model.name] = Voice(model.sampler(), model.dialect())

@@ -109,20 +109,11 @@ def checkpoint_of(run: Run, step: str) -> Path:
     return run.checkpoint(int(step) if step else steps[-1])
 
 
-@asynccontextmanager
-async def open_stage(setting: Setting, *, splits: Sequence[str] = (), resume_from: str | None = None) -> AsyncGenerator[Stage]:
-    """Opens the environment's servers and loads the model (with its optimizer, where it resumes from a checkpoint);
-    everything is closed when the block ends. `splits` will be played: a wrong one is told before anything is opened."""
-    environment = load_environment(setting.environment, **setting.options)
-    for name in splits:
-        environment.split(name)
-    spec = model_spec(replace(setting, model=resume_from or setting.model), resume=resume_from is not None)
-    # slow imports: only now, so that a wrong name is told at once
+def backend_of(setting: Setting) -> LocalBackend:
+    """A backend as the setting has it; nothing runs before it is opened. Slow to import: check what is asked for first."""
     from art_mcp.local.backend import LocalBackend
-    from art_mcp.tools import open_tools
 
-    model = TrainableModel(name="policy", spec=spec)
-    backend = LocalBackend(
+    return LocalBackend(
         in_process=setting.in_process,
         deterministic=setting.deterministic,
         engine=setting.engine,
@@ -132,6 +123,20 @@ async def open_stage(setting: Setting, *, splits: Sequence[str] = (), resume_fro
         trainer=setting.trainer,
         weave=setting.weave or False,
     )
+
+
+@asynccontextmanager
+async def open_stage(setting: Setting, *, splits: Sequence[str] = (), resume_from: str | None = None) -> AsyncGenerator[Stage]:
+    """Opens the environment's servers and loads the model (with its optimizer, where it resumes from a checkpoint);
+    everything is closed when the block ends. `splits` will be played: a wrong one is told before anything is opened."""
+    environment = load_environment(setting.environment, **setting.options)
+    for name in splits:
+        environment.split(name)
+    spec = model_spec(replace(setting, model=resume_from or setting.model), resume=resume_from is not None)
+    from art_mcp.tools import open_tools  # a slow import: only now, so that a wrong name is told at once
+
+    model = TrainableModel(name="policy", spec=spec)
+    backend = backend_of(setting)
     async with backend, open_tools(environment.servers, config=setting.config, only=environment.tools) as toolbox:
         await model.register(backend)
         yield Stage(environment, toolbox, model, backend)

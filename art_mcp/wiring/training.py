@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Generator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from secrets import token_hex
 from time import monotonic
 from typing import Any
 
@@ -64,6 +65,7 @@ async def train(training: Training, *, name: str | None, stream: Any) -> dict[st
     """A new run from before to after. Returns the report that the command prints; the run folder holds it too. The folder is
     made once everything is open, so that a mistake leaves none behind."""
     refuse_name(RUNS, name)
+    refuse_recorders(training)
     clock = Clock()
     training = replace(training, setting=check_tags(training.setting, prepare=training.prepare))
     async with open_stage(training.setting, splits=training.splits) as stage:
@@ -81,6 +83,7 @@ async def resume(folder: str, *, plan: Mapping[str, Any], stream: Any) -> dict[s
     is empty, takes the place of what the run was asked for."""
     run = find_run(folder)
     training = read_training(run)
+    refuse_recorders(training)
     if plan:
         training = replace(training, plan=replace(training.plan, **{"steps": None, "seconds": None, **plan}))
     run = replace(run, keep_seconds=not training.setting.deterministic)
@@ -111,13 +114,13 @@ async def carry_out(training: Training, run: Run, *, stage: Stage, clock: Clock,
     """The run on an open stage, recorded from here on, however it ends."""
     clock.lap("start")
     run.describe({"training": asdict(training)})
-    with status_kept(run, stream):
+    with status_kept(run, stream), metrics_to(training, run) as others:
         before = run.manifest.get("before") or await measure(stage, training, stream=stream, label="before training")
         clock.lap("evaluate_before")
         run.describe({"before": before})
         if training.warm_start and not run.manifest.get("warm_start", {}).get("done"):
             await warm_up(training, run, stage=stage, clock=clock, stream=stream)
-        trained = await train_stage(stage, training, run, stream=stream)
+        trained = await train_stage(stage, training, run, others=others, stream=stream)
         clock.lap("train")
         after = await measure(stage, training, stream=stream, label="after training")
         clock.lap("evaluate_after")
@@ -173,18 +176,16 @@ def leave(run: Run, status: str) -> None:
         run.describe({"status": status})
 
 
-async def train_stage(stage: Stage, training: Training, run: Run, *, stream: Any) -> float:
-    """Trains by reward; returns the seconds spent on training, those before a resume and of a warm start included."""
+async def train_stage(stage: Stage, training: Training, run: Run, *, others: Sequence[Recorder], stream: Any) -> float:
+    """Trains by reward, recorded by `others` too; returns the seconds spent on training, those before a resume and of a warm
+    start included."""
     from art_mcp.observe.console import ConsoleProgress
 
     plan, first = training.plan, await stage.model.get_step()
     if plan.steps is not None:
         plan = replace(plan, steps=plan.steps + run.manifest.get("warm_start", {}).get("steps", 0))
     spent, left = seconds_of(run, first, plan.seconds)
-    with ExitStack() as open_now:
-        others = [open_now.enter_context(metrics_to(training.wandb, run, training))] if training.wandb else ()
-        progress = ConsoleProgress(stream, label="training", first=first, steps=plan.steps, seconds=left)
-        console = open_now.enter_context(progress)
+    with ConsoleProgress(stream, label="training", first=first, steps=plan.steps, seconds=left) as console:
         recorder: Recorder = Both(run, console, others)
         return await train_loop(
             stage.model,
@@ -200,11 +201,27 @@ async def train_stage(stage: Stage, training: Training, run: Run, *, stream: Any
         )
 
 
-def metrics_to(project: str, run: Run, training: Training) -> AbstractContextManager[Recorder]:
-    """The run's metrics in a wandb project, with what was asked for as its config."""
+def refuse_recorders(training: Training) -> None:
+    """Raises ConfigError, before anything is opened or made, where what was asked to record the run is not installed."""
+    if training.wandb:
+        from art_mcp.observe.wandb_metrics import refuse_missing
+
+        refuse_missing()
+
+
+@contextmanager
+def metrics_to(training: Training, run: Run) -> Generator[Sequence[Recorder]]:
+    """Who else records the run within the block: its metrics go to a wandb project, with what was asked for as their config.
+    The id there is in the manifest, so that a resumed run goes on in the same place, and another of its name in its own."""
+    if not training.wandb:
+        yield ()
+        return
     from art_mcp.observe.wandb_metrics import open_wandb
 
-    return open_wandb(project, name=run.folder.name, folder=run.folder, settings=asdict(training))
+    id = run.manifest.get("wandb_id") or token_hex(8)
+    run.describe({"wandb_id": id})
+    with open_wandb(training.wandb, id=id, name=run.folder.name, folder=run.folder, settings=asdict(training)) as metrics:
+        yield (metrics,)
 
 
 def finish(run: Run, training: Training) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,7 +53,7 @@ class Seen:
     base_url: str = ""
 
 
-Answer = Callable[[dict[str, Any]], bytes]
+Answer = Callable[[dict[str, Any]], bytes | Awaitable[bytes]]
 
 
 def in_turn(*answers: bytes) -> Answer:
@@ -75,7 +76,8 @@ async def endpoint(answer: Answer | Sequence[bytes]) -> AsyncGenerator[Seen]:
             text = await reader.readexactly(int(headers.get("content-length", 0)))
             seen.headers.append(headers)
             seen.bodies.append(json.loads(text) if text else {"path": head.split()[1]})
-            given = answer_to(seen.bodies[-1])
+            answered = answer_to(seen.bodies[-1])
+            given = await answered if inspect.isawaitable(answered) else answered
             if given == HANG:
                 await ended.wait()
             writer.write(given)

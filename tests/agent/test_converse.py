@@ -1,5 +1,6 @@
 """Remote models: rollouts over a chat endpoint, what counts as the model's mistake and what as the world's failure."""
 
+import asyncio
 import json
 from dataclasses import replace
 
@@ -21,8 +22,8 @@ ADD = says(None, called("add", {"a": 2, "b": 3}))
 COUNTED = {"prompt_tokens": 10, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 6}, "cost": 0.25}
 
 
-def remote(seen, **more):
-    return Model(name="far", base_url=seen.base_url, api_key="secret", model="gpt", patience=QUICK, **more)
+def remote(seen, patience=QUICK):
+    return Model(name="far", base_url=seen.base_url, api_key="secret", model="gpt", patience=patience)
 
 
 async def play(*answers, rollouts=1, desk=None, limits=None, answer=None, **options):
@@ -192,6 +193,32 @@ async def test_an_endpoint_that_knows_another_name_for_the_token_limit_is_told_t
     said = refused(400, "use max_completion_tokens", code="unsupported_parameter", param="max_tokens")
     _, seen = await one(answer=lambda body: said if "max_tokens" in body else ANSWER)
     assert [("max_tokens" in body, "max_completion_tokens" in body) for body in seen.bodies] == [(True, False), (False, True)]
+
+
+async def test_rollouts_that_are_refused_the_token_limits_name_together_all_go_on_with_the_other_and_spend_no_try():
+    together = asyncio.Barrier(8)
+
+    async def answer(body):
+        if "max_tokens" not in body:
+            return ANSWER
+        await together.wait()  # all eight have asked before the first hears of the other name
+        return refused(400, "use max_completion_tokens", code="unsupported_parameter", param="max_tokens")
+
+    place = environment(scenario("What is 2 + 3?"))
+    async with endpoint(answer) as seen, desk_tools() as toolbox:
+        model = remote(seen, Patience(tries=1))
+        (group,) = await gather_trajectory_groups(
+            place.split("test"), model=model, environment=place, toolbox=toolbox, rollouts=8
+        )
+    assert group.failures == ()
+    assert [scored.reward for scored in group.trajectories] == [1.0] * 8
+    assert len(seen.bodies) == 16
+
+
+async def test_an_endpoint_that_refuses_both_names_of_the_token_limit_is_a_failure():
+    group, seen = await play(answer=lambda body: refused(400, "no limits here", param=next(n for n in body if "max_" in n)))
+    assert "no limits here" in group.failures[0].message
+    assert len(seen.bodies) == 2
 
 
 async def test_seeds_are_sent_where_there_is_something_to_draw_and_differ_by_rollout_and_turn():

@@ -45,6 +45,18 @@ def test_a_healthy_model_in_a_healthy_environment(project, art):
     assert [line for line in err.splitlines() if not line.endswith("…")] == []
 
 
+def test_a_visit_asks_nvidia_smi_once(project, art, monkeypatch):
+    asked = project / "asked"
+    (project / "nvidia-smi").write_text(f"#!/bin/sh\necho once >> {asked}\necho 'NVIDIA H100, 81559, 81000, 570.86.15, 9.0'\n")
+    (project / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{project}{os.pathsep}{os.environ['PATH']}")
+    _, out, _ = art("doctor", "tiny", "--json")
+    found = {one["about"]: one for one in json.loads(out.splitlines()[-1])["findings"]}
+    assert found["GPU 0"]["facts"]["free_mib"] == "81000"
+    assert "on a GPU it is not reckoned yet" in found["memory needed"]["text"]
+    assert asked.read_text() == "once\n"
+
+
 def test_what_is_wrong_is_told_with_its_remedy_and_exit_code_1(project, art):
     code, out, _ = art("doctor", "tiny", "dead")
     assert code == 1

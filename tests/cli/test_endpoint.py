@@ -14,7 +14,6 @@ from art_mcp.model import Model, TrainableModel
 from tests.agent.endpoints import endpoint, http, refused, said
 
 HERE = str(Path(__file__).parents[1] / "wiring" / "calculator_here.py")
-MODELS = {"object": "list", "data": [{"id": "only", "object": "model", "created": 0, "owned_by": "x"}]}
 
 
 @contextmanager
@@ -26,26 +25,28 @@ def in_a_thread(opened):
 
 @asynccontextmanager
 async def served():
-    """The tiny policy's own endpoint: its address, its key, the policy's name."""
+    """The tiny policy's own endpoint: its address, its key."""
     async with LocalBackend(in_process=True, threads=1) as backend:
         model = TrainableModel(name="tiny")
         await model.register(backend)
-        yield (*backend.endpoint(model), model.get_inference_name())
+        yield backend.endpoint(model)
 
 
-def scripted(*answers):
+def scripted(answer_always, names=("only",)):
+    listed = {"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "x"} for name in names]}
+
     def answer(body):
-        return http(200, json.dumps(MODELS)) if body.get("path") == "/v1/models" else answers[0]
+        return http(200, json.dumps(listed)) if body.get("path") == "/v1/models" else answer_always
 
     return in_a_thread(endpoint(answer))
 
 
-def test_an_evaluation_over_our_own_endpoint_solves_what_the_folder_solves(art):
+def test_an_evaluation_over_our_own_endpoint_needs_no_name_and_solves_what_the_folder_solves(art):
     code, out, _ = art("eval", HERE, "--n", "40", "--json")
     assert code == 0
     folder = json.loads(out.splitlines()[-1])
-    with in_a_thread(served()) as (base_url, key, name):
-        code, out, err = art("eval", HERE, "--n", "40", "--json", "--model", f"{base_url}#{name}", "--api-key", key)
+    with in_a_thread(served()) as (base_url, key):
+        code, out, err = art("eval", HERE, "--n", "40", "--json", "--model", base_url, "--api-key", key)
     assert code == 0, err
     remote = json.loads(out.splitlines()[-1])
     assert 0 < folder["solved"] < 1
@@ -65,6 +66,24 @@ def test_the_name_may_be_left_out_where_there_is_one_model_and_prices_give_the_c
     assert json.loads(out.splitlines()[-1])["cost"] == pytest.approx(0.006)
     assert {body.get("model") for body in seen.bodies} == {None, "only"}
     assert {headers["authorization"] for headers in seen.headers} == {"bearer from-outside"}
+
+
+@pytest.mark.parametrize(
+    ("names", "played"),
+    [
+        (["pol@3", "pol"], "pol"),
+        (["maker/pol@3"], "maker/pol@3"),
+        (["pol", "pol@3", "other"], None),
+        (["a@1", "a@2"], None),
+        ([], None),
+    ],
+)
+def test_the_only_model_is_the_one_that_all_names_mean_the_versions_of_a_policy_among_them(art, names, played):
+    with scripted(said("7"), names) as seen:
+        code, _, err = art("eval", HERE, "--n", "1", "--model", seen.base_url)
+    assert code == (0 if played else 2)
+    assert {body["model"] for body in seen.bodies if "model" in body} == ({played} if played else set())
+    assert played or f"name the model, as in {seen.base_url}#NAME" in err
 
 
 def test_one_conversation_of_an_endpoint_is_shown_and_has_no_tokens(art):

@@ -1,20 +1,20 @@
 """What a doctor finds on machines: files and programs as they lie there, versions as they are installed."""
 
 import os
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 
 from art_mcp.local.doctor import is_sick, size
 from art_mcp.local.doctor_machine import (
-    Memory,
     ask_gpus,
     examine_machine,
     find_gpus,
     find_memory,
     find_versions,
-    installed,
-    read_memory,
 )
+from art_mcp.local.machine_memory import Memory, read_memory
+from art_mcp.store.versions import installed
 
 MEMINFO = "MemTotal:       16384000 kB\nMemFree:         1000000 kB\nMemAvailable:    8192000 kB\n"
 
@@ -30,22 +30,64 @@ def about(findings, name):
 
 
 def test_this_machine_is_described_and_its_libraries_fit():
-    found = examine_machine()
+    found = examine_machine([])
     assert {"processor", "memory", "Python", "libraries"} <= {one.about for one in found}
     assert not is_sick(found)
     assert about(found, "libraries").facts["versions"].keys() >= {"torch", "transformers", "mcp", "peft"}
 
 
+UNBOUND = str(2**63 - 4096)
+GIB = 1 << 30
+
+
+def machine(folder, groups, mounts, limits):
+    """A /proc, whose groups are mounted under `folder`."""
+    (folder / "self").mkdir()
+    (folder / "meminfo").write_text(MEMINFO)
+    (folder / "self" / "cgroup").write_text("".join(line + "\n" for line in groups))
+    table = [f"31 23 0:28 {root} {folder / place} rw shared:1 - {kind}" for root, place, kind in mounts]
+    (folder / "self" / "mountinfo").write_text("".join(line + "\n" for line in ["21 1 8:1 / / rw - ext4 /dev/sda rw", *table]))
+    for place, text in limits.items():
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / place).write_text(f"{text}\n")
+    return folder
+
+
+V2 = ("/", "cg", "cgroup2 cgroup rw")
+V1 = ("/", "cg/memory", "cgroup cgroup rw,memory")
+CPU = ("/", "cg/cpu", "cgroup cgroup rw,cpu,cpuacct")
+MAX, BYTES = "memory.max", "memory.limit_in_bytes"
+
+
 @pytest.mark.parametrize(
-    ("limit", "usable"),
-    [("4294967296", 4 << 30), ("max", 8192000 << 10), (str(2**63 - 4096), 8192000 << 10), (None, 8192000 << 10)],
+    ("groups", "mounts", "limits", "limit"),
+    [
+        (["0::/"], [V2], {f"cg/{MAX}": 4 * GIB}, 4 * GIB),  # a container with a namespace of its own
+        (["0::/"], [V2], {f"cg/{MAX}": "max"}, None),
+        (["0::/"], [V2], {}, None),  # the topmost group has no such file
+        (["0::/a/b"], [V2], {f"cg/a/b/{MAX}": "max", f"cg/a/{MAX}": 3 * GIB}, 3 * GIB),  # a parent's counts, too
+        (["0::/a/b"], [V2], {f"cg/a/b/{MAX}": 2 * GIB, f"cg/a/{MAX}": 3 * GIB}, 2 * GIB),
+        (["0::/a/b"], [V2], {f"cg/c/{MAX}": GIB}, None),  # another group's does not
+        (["0::/a"], [V2], {f"cg/a/{MAX}": 64 * GIB}, None),  # more than there is
+        (["4:memory:/", "3:cpu:/"], [CPU, V1], {f"cg/memory/{BYTES}": 4 * GIB}, 4 * GIB),
+        (["4:memory:/"], [V1], {f"cg/memory/{BYTES}": UNBOUND}, None),
+        (["4:hugetlb,memory:/j/t"], [V1], {f"cg/memory/j/{BYTES}": GIB, f"cg/memory/j/t/{BYTES}": UNBOUND}, GIB),
+        (["4:memory:/docker/x"], [("/docker/x", *V1[1:])], {f"cg/memory/{BYTES}": GIB}, GIB),  # the host's path, one group seen
+        (["4:memory:/a", "0::/b"], [V1, ("/", "cg/u", V2[2])], {f"cg/memory/a/{BYTES}": GIB, f"cg/u/b/{MAX}": 5 * GIB}, GIB),
+        (["0::/../other"], [("/..", *V2[1:])], {f"cg/{MAX}": GIB}, GIB),
+        (["4:memory:/a"], [CPU], {}, None),
+        ([], [], {}, None),
+    ],
 )
-def test_a_containers_limit_counts_where_there_is_one(tmp_path, limit, usable):
+def test_the_limits_of_all_groups_that_a_process_is_in_count(tmp_path, groups, mounts, limits, limit):
+    memory = read_memory(machine(tmp_path, groups, mounts, limits))
+    assert (memory.total, memory.limit) == (16384000 << 10, limit)
+    assert memory.usable == min(8192000 << 10, limit or 8192000 << 10)
+
+
+def test_a_machine_without_control_groups_has_no_limit(tmp_path):
     (tmp_path / "meminfo").write_text(MEMINFO)
-    if limit:
-        (tmp_path / "memory.max").write_text(limit + "\n")
-    memory = read_memory(tmp_path / "meminfo", (tmp_path / "nowhere", tmp_path / "memory.max"))
-    assert (memory.total, memory.usable) == (16384000 << 10, usable)
+    assert read_memory(tmp_path).limit is None
 
 
 def test_little_memory_is_a_warning():
@@ -77,6 +119,19 @@ def test_a_library_outside_of_its_range_or_missing_is_a_problem_with_its_command
     assert about(found, "transformers").level == about(found, "peft").level == "problem"
     assert about(found, "transformers").remedy == 'pip install "transformers<6,>=5.17"'
     assert about(found, "peft").remedy == 'pip install "art-mcp[local]"'
+
+
+def test_without_its_own_metadata_the_libraries_that_are_here_are_told_without_their_ranges(monkeypatch):
+    def absent(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("art_mcp.local.doctor_machine.requires", absent)
+    found = find_versions(versions(transformers=None, vllm="0.32.0", unsloth=None))
+    libraries = about(found, "libraries")
+    assert (libraries.level, libraries.facts["versions"]) == ("warning", {"torch": installed("torch")})
+    assert "art-mcp itself is not installed" in libraries.text
+    assert about(found, "transformers").remedy == 'pip install "art-mcp[local]"'
+    assert about(found, "vllm").level == "ok"
 
 
 @pytest.mark.parametrize(

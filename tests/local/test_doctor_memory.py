@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 import subprocess
 import sys
 from dataclasses import asdict
@@ -89,9 +90,46 @@ def test_activations_are_what_autograd_keeps_of_a_real_micro_batch(monkeypatch, 
 def test_parameters_are_counted_from_the_headers_of_the_files(tmp_path, changes):
     folder = save_toy(tmp_path / "toy", **changes)
     assert count_parameters(folder, tied=bool(changes)) == load_model(ModelSpec(str(folder))).facts["parameters"]
-    (folder / "model.safetensors").write_bytes(b"\x05")
-    with pytest.raises(ModelError, match=r"reading .*model\.safetensors"):
-        count_parameters(folder, tied=False)
+
+
+def headed(text, length=None):
+    return struct.pack("<Q", len(text) if length is None else length) + text.encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"\x05", r"reading .*model\.safetensors"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n", "only a pointer of git-lfs.*`git lfs pull`"),
+        (headed("{}", 1 << 62), "or was cut short: a header of 4611686018427387904 bytes does not fit"),
+        (headed("{}", 3), "or was cut short: a header of 3 bytes"),
+        (headed("[1]"), "its header is no JSON object"),
+        (headed("{"), r"reading .*model\.safetensors"),
+        (headed("[" * 100_000), r"reading .*model\.safetensors"),
+        (headed('{"a": 3}'), "a tensor has no dtype, shape or place"),
+        (headed('{"a": {"dtype": "F32", "shape": [2]}}'), "a tensor has no dtype, shape or place"),
+        (headed('{"a": {"dtype": "F32", "shape": [2], "data_offsets": []}}'), "a tensor has no dtype, shape or place"),
+        (headed('{"a": {"dtype": "F32", "shape": null, "data_offsets": [0, 8]}}'), "a tensor has no dtype, shape or place"),
+    ],
+    ids=[
+        "a byte",
+        "a pointer",
+        "endless",
+        "too short",
+        "a list",
+        "half",
+        "deep",
+        "a number",
+        "no place",
+        "no start",
+        "no shape",
+    ],
+)
+def test_a_file_that_is_no_safetensors_file_is_told_in_one_line(tmp_path, content, told):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ModelError, match=told) as caught:
+        count_parameters(tmp_path, tied=False)
+    assert "\n" not in str(caught.value)
 
 
 def test_parameters_and_adapters_are_reckoned_where_there_are_no_files():

@@ -102,6 +102,14 @@ def test_tags_that_were_never_trained_are_found_with_what_mends_them(tmp_path):
     assert finding(save_toy(tmp_path / "sound", tie_word_embeddings=True), "tag rows").level == "ok"
 
 
+def test_weights_that_cannot_be_read_are_a_finding_among_the_others(tmp_path):
+    folder = save_toy(tmp_path / "toy")
+    (folder / "model.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0[]")
+    found = finding(folder, "weights")
+    assert (found.level, "its header is no JSON object" in found.text) == ("problem", True)
+    assert finding(folder, "generation").level == "ok"
+
+
 def test_tags_that_are_several_tokens_are_told(tmp_path):
     folder = save_toy(tmp_path / "toy")
     settings = json.loads((folder / "tokenizer.json").read_text())

@@ -75,12 +75,22 @@ def remove(*names):
     return lambda folder: [(folder / name).unlink() for name in names]
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 998\n"
+
 DAMAGE = {
     "no config.json": (remove("config.json"), "is not a model folder: it has no config.json"),
     "no weights": (remove("model.safetensors"), r"has no weights: put \*\.safetensors there"),
     "no tokenizer": (remove("tokenizer.json", "tokenizer_config.json"), "has no tokenizer: put tokenizer.json there"),
     "no tokenizer but its settings": (remove("tokenizer.json"), "has no tokenizer: put tokenizer.json there"),
     "weights cut short": (lambda folder: os.truncate(folder / "model.safetensors", 2000), "loading .*header"),
+    "weights that git-lfs has not fetched": (
+        lambda folder: (folder / "model.safetensors").write_text(POINTER),
+        r"model\.safetensors is only a pointer of git-lfs to the file: fetch it with `git lfs pull`",
+    ),
+    "a tokenizer that git-lfs has not fetched": (
+        lambda folder: (folder / "tokenizer.json").write_text(POINTER),
+        r"tokenizer\.json is only a pointer of git-lfs",
+    ),
     "broken settings": (lambda folder: (folder / "config.json").write_text("{"), "loading .*not a valid JSON file"),
     "no such architecture": (lambda folder: edit(folder / "config.json", model_type="nonesuch"), "loading .*nonesuch"),
     "broken tokenizer": (lambda folder: (folder / "tokenizer.json").write_text("{}"), "loading the tokenizer of"),

@@ -190,7 +190,7 @@ def test_the_copy_is_a_model_that_loads_and_says_what_was_changed(tmp_path):
     assert untrained_tags(str(tmp_path / "adapter")) == []
 
 
-def test_on_pythonpath_alone_where_the_package_has_no_metadata_it_is_prepared_too(tmp_path):
+def test_on_pythonpath_alone_where_the_package_has_no_metadata_it_is_prepared_and_a_doctor_says_so(tmp_path):
     folder = toy(tmp_path / "toy", tied=True, change=unused(INPUT))
     packages = tmp_path / "packages"
     packages.mkdir()
@@ -204,6 +204,7 @@ def test_on_pythonpath_alone_where_the_package_has_no_metadata_it_is_prepared_to
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
     assert art("--version") == "art-mcp (not installed)\n"
+    assert "libraries: art-mcp itself is not installed" in art("doctor")
     art("prepare", str(folder), str(tmp_path / "copy"))
     assert read_record(str(tmp_path / "copy"))["made_by"] == "art-mcp (not installed)"
 

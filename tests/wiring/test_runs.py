@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -156,6 +157,38 @@ def test_a_run_without_a_checkpoint_is_resumed_from_its_start_and_new_limits_rep
     run.metrics(0, {"reward": 0.5})
     resume("early", steps=2)
     assert same(run, straight[0], steps=2)
+
+
+def test_the_metrics_of_a_run_go_on_at_one_id_in_wandb_after_a_stop_and_no_other_run_of_its_name_has_it(project, monkeypatch):
+    opened = []
+
+    @contextmanager
+    def kept(where, *, id, name, folder, settings):
+        metrics = Counted()
+        opened.append((where, id, name, metrics.steps, folder.is_dir()))
+        yield metrics
+
+    class Counted:
+        def __init__(self):
+            self.steps = []
+
+        def groups(self, step, groups):
+            pass
+
+        def metrics(self, step, values):
+            self.steps.append(step)
+
+    monkeypatch.setattr("art_mcp.observe.wandb_metrics.refuse_missing", lambda: None)
+    monkeypatch.setattr("art_mcp.observe.wandb_metrics.open_wandb", kept)
+    asked = replace(ASKED, plan=Plan(steps=1, groups=1, rollouts=2), eval_n=0, wandb="team/project")
+    train(asked, "watched")
+    resume("watched", steps=2)
+    run_at(project, "watched").folder.rename(project / "elsewhere")
+    train(replace(asked, plan=replace(asked.plan, steps=0)), "watched")
+    first, second, other = opened
+    assert first == ("team/project", Run(project / "elsewhere").manifest["wandb_id"], "watched", [0], True)
+    assert second == (*first[:3], [1], True)
+    assert other[1] == run_at(project, "watched").manifest["wandb_id"] != first[1]
 
 
 def command(*args):
