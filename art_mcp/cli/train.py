@@ -91,22 +91,21 @@ def command(
     elif environment is None:
         raise ConfigError("name an environment (such as calculator), or --resume RUN")
     else:
-        asked = asked_for(context.params, limits=changes or {"steps": DEFAULT_STEPS})
-        report = anyio.run(lambda: training.train(asked, name=name, stream=sys.stderr))
+        report = anyio.run(lambda: training.train(asked_for(context.params, changes), name=name, stream=sys.stderr))
     show(report)
     if json:
         o.write_json(report)
 
 
-def asked_for(given: Mapping[str, Any], *, limits: Mapping[str, Any]) -> Training:
-    """The run that a command line asks for."""
+def asked_for(given: Mapping[str, Any], limits: Mapping[str, Any]) -> Training:
+    """The run that a command line asks for, with `limits` of the plan, where there are any."""
     from art_mcp.agent.imitation import Lessons
     from art_mcp.agent.loop import Plan
     from art_mcp.types import TrainConfig
     from art_mcp.wiring.training import Training
 
     shape = {name: given[name] for name in ("groups", "rollouts", "save_every", "seed")}
-    plan = Plan(**shape, **limits, draw="solved" if given["curriculum"] else "uniform")
+    plan = Plan(**shape, **(limits or {"steps": DEFAULT_STEPS}), draw="solved" if given["curriculum"] else "uniform")
     objective = {name: given[name] for name in ("learning_rate", "temperature", "control", "seed")}
     config = TrainConfig(**objective)
     lessons = Lessons(given["warm_start"]) if given["warm_start"] else None
