@@ -48,13 +48,14 @@ def test_there_is_something_to_check():
     assert len(COMMANDS) > 10
 
 
-def test_the_training_script_trains_and_its_model_can_be_measured(clone, art, monkeypatch):
+def test_the_training_script_trains_and_its_model_can_be_measured(clone, art, monkeypatch, capsys):
     assert SIZE in PROGRAMS["train_calculator.py"]
     assert len(PROGRAMS["train_calculator.py"].splitlines()) <= 26  # its name and 25 lines
     (clone / "train_calculator.py").write_text(PROGRAMS["train_calculator.py"].replace(SIZE, SIZE.replace("100, 16", "2, 2")))
-    printed = run(sys.executable, "train_calculator.py", cwd=clone).splitlines()
-    assert [line.partition(":")[0] for line in printed] == ["step 0", "step 1"]
     monkeypatch.chdir(clone)
+    runpy.run_path("train_calculator.py", run_name="__main__")
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in printed] == ["step 0", "step 1"]
     code, measured, _ = art(*shlex.split("eval calculator --model runs/from-python --n 2 --json"))
     assert (code, json.loads(measured.splitlines()[-1])["n"]) == (0, 2)
 

@@ -96,8 +96,8 @@ def test_one_conversation_of_an_endpoint_is_shown_and_has_no_tokens(art):
 
 def test_an_endpoint_that_refuses_is_one_line(art):
     with scripted(refused(401, "wrong key")) as seen:
-        for command in ("eval", "rollout"):
-            code, out, err = art(command, HERE, "--model", f"{seen.base_url}#gpt")
+        for words in (["eval", "--n", "8"], ["rollout"]):
+            code, out, err = art(*words, HERE, "--model", f"{seen.base_url}#gpt")
             assert (code, out) == (2, "")
             assert "wrong key" in err
             assert err.splitlines()[-1].startswith("error: ")
