@@ -1,13 +1,33 @@
 """What every test may ask for."""
 
 import signal
+import sys
 
 import pytest
+
+from art_mcp.cli.main import main
 
 
 @pytest.fixture
 def anyio_backend():
     return "asyncio"
+
+
+@pytest.fixture
+def art(monkeypatch, capsys):
+    """Runs `art-mcp` with these words; gives its exit code, stdout and stderr."""
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["art-mcp", *args])
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        else:
+            code = 0
+        return code, *capsys.readouterr()
+
+    return run
 
 
 # a shell starts what it puts in the background with Ctrl-C ignored, and children would inherit that

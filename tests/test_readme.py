@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -22,8 +23,6 @@ LINES = [line.partition("#")[0].strip() for kind, text in BLOCKS if not kind for
 QUOTED = [text.replace("…", "tiny") for text in re.findall(r"`(art-mcp \w[^`]*)`", TEXT.replace("\n", " "))]
 COMMANDS = sorted({line for line in [*LINES, *QUOTED] if line.startswith("art-mcp ")})
 SIZE = "STEPS, SCENARIOS = 100, 16"
-
-CLI = (sys.executable, "-c", "from art_mcp.cli.main import main; main()")
 
 
 def run(*command: str, cwd: Path) -> str:
@@ -49,28 +48,33 @@ def test_there_is_something_to_check():
     assert len(COMMANDS) > 10
 
 
-def test_the_training_script_trains_and_its_model_can_be_measured(clone):
+def test_the_training_script_trains_and_its_model_can_be_measured(clone, art, monkeypatch, capsys):
     assert SIZE in PROGRAMS["train_calculator.py"]
     assert len(PROGRAMS["train_calculator.py"].splitlines()) <= 26  # its name and 25 lines
     (clone / "train_calculator.py").write_text(PROGRAMS["train_calculator.py"].replace(SIZE, SIZE.replace("100, 16", "2, 2")))
-    printed = run(sys.executable, "train_calculator.py", cwd=clone).splitlines()
+    monkeypatch.chdir(clone)
+    runpy.run_path("train_calculator.py", run_name="__main__")
+    printed = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in printed] == ["step 0", "step 1"]
-    measured = run(*CLI, *shlex.split("eval calculator --model runs/from-python --n 2 --json"), cwd=clone)
-    assert json.loads(measured.splitlines()[-1])["n"] == 2
+    code, measured, _ = art(*shlex.split("eval calculator --model runs/from-python --n 2 --json"))
+    assert (code, json.loads(measured.splitlines()[-1])["n"]) == (0, 2)
 
 
-def test_the_program_that_asks_the_policy_is_answered(clone):
+def test_the_program_that_asks_the_policy_is_answered(clone, capsys):
     (clone / "ask_policy.py").write_text(PROGRAMS["ask_policy.py"])
-    printed = run(sys.executable, "ask_policy.py", cwd=clone)
+    runpy.run_path(str(clone / "ask_policy.py"), run_name="__main__")
+    printed = capsys.readouterr().out
     assert printed.startswith("calculator@0 ")
     assert printed.endswith("{'bridged': False, 'policy': 'calculator@0'}\n")
 
 
-def test_the_environment_of_ones_own_passes_its_check_with_no_config_file(tmp_path):
+def test_the_environment_of_ones_own_passes_its_check_with_no_config_file(tmp_path, art, monkeypatch):
     for name in ("servers/letters.py", "environments/letters.py"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(PROGRAMS[name])
-    printed = run(*CLI, "check", "letters", cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    code, printed, _ = art("check", "letters")
+    assert code == 0
     assert "How many times does a occur in strawberry?" in printed
     assert printed.splitlines()[-1].startswith("ok")
 

@@ -119,8 +119,8 @@ def test_a_name_and_a_password_in_the_address_are_sent_and_never_shown(art):
 
 def test_an_endpoint_that_refuses_is_one_line(art):
     with scripted(refused(401, "wrong key")) as seen:
-        for command in ("eval", "rollout"):
-            code, out, err = art(command, HERE, "--model", f"{seen.base_url}#gpt")
+        for words in (["eval", "--n", "8"], ["rollout"]):
+            code, out, err = art(*words, HERE, "--model", f"{seen.base_url}#gpt")
             assert (code, out) == (2, "")
             assert "wrong key" in err
             assert err.splitlines()[-1].startswith("error: ")

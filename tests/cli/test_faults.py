@@ -148,8 +148,9 @@ FILES = {4: "manifest.json", 16: "metrics.jsonl", 40: "checkpoints/step-000001"}
 """What a training run writes when a disk of so many kB is full."""
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("size", [pytest.param(4, marks=pytest.mark.slow), pytest.param(16, marks=pytest.mark.slow), 40])
+@pytest.mark.parametrize("size", FILES)
 def test_a_disk_that_is_full_ends_a_training_run_in_one_line(small_disk, size):
     done, left = small_disk(size, *TRAIN, "--name", "x")
     assert one_line(done, f"writing runs/x/{FILES[size]}: .*No space left on device")

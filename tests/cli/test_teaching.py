@@ -3,13 +3,11 @@
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from art_mcp.cli.main import main
 from art_mcp.local.models import TINY, load_tokenizer
 from art_mcp.store.run import Run
 
@@ -18,20 +16,11 @@ SHORT = ["--eval-n", "2", "--in-process"]
 
 
 @pytest.fixture
-def art(tmp_path, monkeypatch, capsys):
+def art(art, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["art-mcp", *args])
-        try:
-            main()
-        except SystemExit as end:
-            return end.code or 0, *capsys.readouterr()
-        return 0, *capsys.readouterr()
-
-    return run
+    return art
 
 
 @pytest.mark.parametrize("command", ["sft", "train", "prepare", "export"])

@@ -142,6 +142,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 def test_a_parent_that_is_killed_leaves_no_child(spec):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-c", PARENT, spec.source]

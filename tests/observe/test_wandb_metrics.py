@@ -22,33 +22,38 @@ ROOT = Path(__file__).parents[2]
 HERE = ROOT / "tests" / "wiring" / "calculator_here.py"
 
 
-TRAIN = f"train {HERE} --groups 1 --rollouts 2 --eval-n 0 --name first --wandb project --json --steps"
+TWICE = """
+import sys
+from contextlib import suppress
+from art_mcp.cli.main import main
+
+for words in sys.argv[1:]:
+    sys.argv[1:] = words.split()
+    with suppress(SystemExit):
+        main()
+"""
 
 
-def art(folder, words):
-    """The last line of what a command of art-mcp writes in `folder`, where wandb keeps everything to itself."""
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
+def test_an_offline_run_keeps_every_steps_numbers_for_wandb_and_goes_on_under_its_id(tmp_path):
+    asked = f"train {HERE} --steps 1 --groups 1 --rollouts 2 --eval-n 0 --name first --wandb project --json"
     environ = {**os.environ, "WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", "from art_mcp.cli.main import main; main()", *words.split()],
-        cwd=folder,
-        env=environ | {"OMP_NUM_THREADS": "1", "HOME": str(folder)},
+        [sys.executable, "-c", TWICE, asked, "train --resume first --steps 2 --json"],
+        cwd=tmp_path,
+        env=environ | {"OMP_NUM_THREADS": "1", "HOME": str(tmp_path)},
         capture_output=True,
         text=True,
         timeout=100,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
-def test_an_offline_run_keeps_every_steps_numbers_for_wandb_and_goes_on_under_its_id(tmp_path):
-    assert art(tmp_path, f"{TRAIN} 1")["steps"] == 1
-    assert art(tmp_path, "train --resume first --steps 2 --json")["steps"] == 2
+    assert json.loads(done.stdout.splitlines()[-1])["steps"] == 2
     run = tmp_path / "runs" / "first"
     id = json.loads((run / "manifest.json").read_text())["wandb_id"]
-    first, second = sorted((run / "wandb").glob(f"offline-run-*-{id}/run-{id}.wandb"), key=lambda path: path.stat().st_mtime)
-    for file in (first, second):
+    files = list((run / "wandb").glob(f"offline-run-*-{id}/run-{id}.wandb"))
+    assert len(files) == 2
+    for file in files:
         assert all(name in file.read_bytes() for name in (b"entropy", b"gradient_norm", b"seconds_rollout", b"learning_rate"))
 
 

@@ -86,11 +86,22 @@ def tree(calls, parent=None):
     return tuple((kind(call), tree(calls, call["id"])) for call in children)
 
 
-@needs_weave
-def test_one_group_and_a_training_step_are_a_tree_of_calls(tmp_path):
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory):
+    """What a process wrote that played a group, trained on it, and evaluated; and the calls of both, by their traces' roots."""
+    folder = tmp_path_factory.mktemp("traced")
     with recorder() as (environ, calls):
-        done = run(TRACED, HERE, environ=environ, cwd=tmp_path)
-    played = json.loads(done.stdout)
+        evaluation = ("eval", HERE, "--n", 2, "--weave", "team/project", "--json")
+        done = run(TRACED, HERE, *evaluation, environ=environ, cwd=folder)
+    evaluations = {call["trace_id"] for call in calls if kind(call) == "art_mcp.evaluation"}
+    apart = [[call for call in calls if (call["trace_id"] in evaluations) is part] for part in (False, True)]
+    return done, *apart
+
+
+@needs_weave
+def test_one_group_and_a_training_step_are_a_tree_of_calls(traced):
+    done, calls, _ = traced
+    played = json.loads(done.stdout.splitlines()[0])
     assert "weave.init patches other libraries in this process globally" in done.stderr
     ours = [call for call in calls if kind(call).startswith("art_mcp.")]
     (root, rollouts), step = tree(ours)
@@ -116,12 +127,10 @@ def test_one_group_and_a_training_step_are_a_tree_of_calls(tmp_path):
 
 
 @needs_weave
-def test_the_command_line_traces_an_evaluation(tmp_path):
-    program = "from art_mcp.cli.main import main; main()"
-    with recorder() as (environ, calls):
-        done = run("-c", program, "eval", HERE, "--n", 2, "--weave", "team/project", "--json", environ=environ, cwd=tmp_path)
+def test_the_command_line_traces_an_evaluation(traced):
+    done, _, calls = traced
     assert json.loads(done.stdout.splitlines()[-1])["n"] == 2
-    assert "tracing into the weave project 'team/project'" in done.stderr
+    assert done.stderr.count("tracing into the weave project 'team/project'") == 2
     ((root, groups),) = tree(calls)
     assert root == "art_mcp.evaluation"
     assert Counter(name for name, _ in groups) == {"art_mcp.group": 2}

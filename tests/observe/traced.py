@@ -1,5 +1,5 @@
 """Traces one group and one training step into weave, in a process of its own, since weave.init changes all of it; prints what
-the tree of calls must be by what was played."""
+the tree of calls must be by what was played. Then does the command of art-mcp that follows."""
 
 import json
 import sys
@@ -7,6 +7,7 @@ import sys
 import anyio
 
 from art_mcp import LocalBackend, TrainableModel, gather_trajectory_groups, load_environment, open_tools
+from art_mcp.cli.main import main as art
 
 
 def kinds(trajectory):
@@ -36,7 +37,9 @@ async def main():
         "results": [use.result.text for one in group.trajectories for use in one.trajectory.uses],
         "loss": metrics["loss"],
     }
-    sys.stdout.write(json.dumps(told))
+    sys.stdout.write(json.dumps(told) + "\n")
 
 
 anyio.run(main)
+sys.argv[1:] = sys.argv[2:]
+art()

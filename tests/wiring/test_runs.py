@@ -121,6 +121,7 @@ def test_the_same_seed_makes_the_same_run_and_another_seed_another(straight, pro
     assert timeless(run_at(project, "other")) != timeless(straight[0])[:2]
 
 
+@pytest.mark.slow
 def test_a_child_process_makes_the_same_run(straight, project):
     setting = replace(SETTING, in_process=False)
     train(replace(ASKED, setting=setting, plan=replace(PLAN, steps=2), eval_n=0), "child")
@@ -214,6 +215,7 @@ def endless(name, *more):
     return process
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(straight, project):
     process = endless("killed", "--in-process")
     process.send_signal(signal.SIGKILL)
@@ -245,6 +247,8 @@ def test_an_interrupted_run_says_how_it_goes_on_and_leaves_no_process(project):
     assert last == len(run.read_metrics()) >= 3
     assert children
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    again = run.manifest["training"]
+    run.describe({"training": {**again, "setting": {**again["setting"], "in_process": True}}})  # a second child is not needed
     resume("interrupted", steps=last + 1)
     assert [line["step"] for line in run.read_metrics()] == list(range(last + 1))
 
