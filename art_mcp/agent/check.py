@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from art_mcp.agent.rollout import rollout
-from art_mcp.environment import Environment
+from art_mcp.environment import Environment, own_code
 from art_mcp.errors import EnvironmentLoadError, RewardError
 from art_mcp.ports import Dialect, Sampler, Toolbox
 from art_mcp.types import Message, Scenario, ScoredTrajectory, Tool, ToolCall
@@ -82,7 +82,8 @@ def reference(environment: Environment) -> Script:
         raise EnvironmentLoadError(f"environment {environment.name!r} has no `solution`: nothing to compare lazy policies with")
 
     def script(scenario: Scenario, tools: Sequence[Tool]) -> list[Message]:
-        calls, text = solution(scenario)
+        with own_code(EnvironmentLoadError, f"the solution of scenario {scenario.id!r}"):
+            calls, text = solution(scenario)
         return [*(calling(call) for call in calls), answer(text)]
 
     return script
@@ -93,8 +94,8 @@ async def check_environment(
 ) -> Verdict:
     """Plays the reference solution and the lazy policies in the first `n` scenarios of `split`, over the real tool servers.
 
-    Raises EnvironmentLoadError where there is no reference solution, and RewardError, naming who played what, where a reward
-    fails.
+    Raises EnvironmentLoadError where there is no reference solution or it fails, and RewardError, naming who played what,
+    where a reward fails.
     """
     scenarios = environment.split(split)[:n]
     scripts = {"reference solution": reference(environment), **LAZY}

@@ -59,6 +59,11 @@ async def test_a_reference_solution_that_does_not_solve_is_found():
     assert "the reference solution solves only 25% of the scenarios" in verdict.failures
 
 
+async def test_a_reference_solution_that_crashes_is_told_with_its_scenario_and_the_line_of_its_own_file():
+    with pytest.raises(EnvironmentLoadError, match=r"the solution of scenario 'sum-1': KeyError: 'b' \(.*test_check\.py, line \d+"):
+        await check(solution=lambda scenario: ([], str(scenario.facts["b"])))
+
+
 async def test_only_the_first_scenarios_are_played():
     seen = set()
 
