@@ -12,7 +12,7 @@ from art_mcp.agent.rollout import rollout
 from art_mcp.environment import Environment, own_code
 from art_mcp.errors import EnvironmentLoadError, RewardError
 from art_mcp.ports import Dialect, Sampler, Toolbox
-from art_mcp.types import Message, Scenario, ScoredTrajectory, Tool, ToolCall
+from art_mcp.types import Malformed, Message, Scenario, ScoredTrajectory, Tool, ToolCall, ToolUse
 
 Script = Callable[[Scenario, Sequence[Tool]], list[Message]]
 """The turns that a policy plays in a scenario, as assistant messages."""
@@ -101,6 +101,7 @@ async def check_environment(
     scripts = {"reference solution": reference(environment), **LAZY}
     rewards: dict[str, float] = {}
     solved: dict[str, float] = {}
+    uses: list[ToolUse] = []
     for name, script in scripts.items():
         played: list[ScoredTrajectory] = []
         for scenario in scenarios:
@@ -111,7 +112,20 @@ async def check_environment(
             played.append(one)
         rewards[name] = fmean([one.reward for one in played])
         solved[name] = fmean([environment.solved(one) for one in played])
-    return Verdict(rewards, solved, tuple(complaints(rewards, solved)))
+        if script is scripts["reference solution"]:
+            uses = [use for one in played for use in one.trajectory.uses]
+    return Verdict(rewards, solved, (*refusals(uses), *complaints(rewards, solved)))
+
+
+def refusals(uses: Sequence[ToolUse]) -> list[str]:
+    """What the tools say against the reference solution's calls, which a reward that reads only the answer does not see.
+    That some calls are answered with an error may be meant."""
+    malformed = [use for use in uses if isinstance(use.call, Malformed)]
+    if malformed:
+        return [f"{len(malformed)} of the reference solution's {len(uses)} calls cannot be made: {malformed[0].result.text}"]
+    if uses and all(use.result.is_error for use in uses):
+        return [f"each of the reference solution's {len(uses)} calls is answered with an error: {uses[0].result.text}"]
+    return []
 
 
 def complaints(rewards: dict[str, float], solved: dict[str, float]) -> list[str]:

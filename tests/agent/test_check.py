@@ -60,8 +60,29 @@ async def test_a_reference_solution_that_does_not_solve_is_found():
 
 
 async def test_a_reference_solution_that_crashes_is_told_with_its_scenario_and_the_line_of_its_own_file():
-    with pytest.raises(EnvironmentLoadError, match=r"the solution of scenario 'sum-1': KeyError: 'b' \(.*test_check\.py, line \d+"):
+    where = r"the solution of scenario 'sum-1': KeyError: 'b' \(.*test_check\.py, line \d+"
+    with pytest.raises(EnvironmentLoadError, match=where):
         await check(solution=lambda scenario: ([], str(scenario.facts["b"])))
+
+
+@pytest.mark.parametrize(
+    ("call", "complaint"),
+    [
+        (ToolCall("ad", {"a": 1, "b": 40}), "4 of the reference solution's 4 calls cannot be made: there is no tool "),
+        (ToolCall("add", {"a": 1}), "4 of the reference solution's 4 calls cannot be made: "),
+        (ToolCall("fail", {}), "each of the reference solution's 4 calls is answered with an error: "),
+    ],
+)
+async def test_a_reference_solution_whose_calls_all_fail_is_found_though_its_answers_are_right(call, complaint):
+    verdict = await check(solution=lambda scenario: ([call], scenario.facts["answer"]))
+    assert verdict.solved["reference solution"] == 1.0
+    assert len(verdict.failures) == 1
+    assert verdict.failures[0].startswith(complaint)
+
+
+async def test_a_reference_solution_may_meet_an_error_and_go_on():
+    verdict = await check(solution=lambda scenario: ([ToolCall("fail", {}), *solution(scenario)[0]], scenario.facts["answer"]))
+    assert verdict.failures == ()
 
 
 async def test_only_the_first_scenarios_are_played():
