@@ -25,8 +25,9 @@ from art_mcp.types import Limits, Scenario, ScoredTrajectory, ToolCall, Trajecto
 Reward: TypeAlias = Callable[..., float | Awaitable[float]]
 """`reward(trajectory)` or `reward(trajectory, toolbox)`, plain or async; the toolbox is still open."""
 
-Solution: TypeAlias = Callable[[Scenario], "tuple[Sequence[ToolCall], str]"]
-"""The reference solution of a scenario: calls in order, one a turn, and the final answer. Checks and warm starts use it."""
+Solution: TypeAlias = Callable[[Scenario], "tuple[Sequence[ToolCall | Sequence[ToolCall]], str]"]
+"""The reference solution of a scenario: calls in order, one a turn (or a sequence of them, made together in one turn), and
+the final answer. Checks and warm starts use it."""
 
 NOT_THEIRS = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), os.path.dirname(__file__), "<frozen")
 """Where a failure of an environment's own code is not to be looked for."""

@@ -45,6 +45,11 @@ def calling(*calls: ToolCall) -> Message:
     }
 
 
+def calls_of(step: ToolCall | Sequence[ToolCall]) -> tuple[ToolCall, ...]:
+    """The calls of one turn of a reference solution."""
+    return (step,) if isinstance(step, ToolCall) else tuple(step)
+
+
 def placeholder(schema: dict[str, Any]) -> Any:
     """Some value of the schema's type: what a policy writes that does not care."""
     kind = schema.get("type")
@@ -76,15 +81,15 @@ LAZY: dict[str, Script] = {
 
 
 def reference(environment: Environment) -> Script:
-    """The environment's own solution as turns: its calls one a turn, then the answer."""
+    """The environment's own solution as turns: its calls one a turn, or together as it has them, then the answer."""
     solution = environment.solution
     if solution is None:
         raise EnvironmentLoadError(f"environment {environment.name!r} has no `solution`: nothing to compare lazy policies with")
 
     def script(scenario: Scenario, tools: Sequence[Tool]) -> list[Message]:
         with own_code(EnvironmentLoadError, f"the solution of scenario {scenario.id!r}"):
-            calls, text = solution(scenario)
-        return [*(calling(call) for call in calls), answer(text)]
+            steps, text = solution(scenario)
+        return [*(calling(*calls_of(step)) for step in steps), answer(text)]
 
     return script
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import anyio
 
-from art_mcp.agent.check import answer, calling
+from art_mcp.agent.check import answer, calling, calls_of
 from art_mcp.agent.group import first_failure
 from art_mcp.agent.rollout import answers, make_calls, name_rollout, opening_of
 from art_mcp.core.samples import demonstration
@@ -108,8 +108,8 @@ async def show_solution(scenario: Scenario, *, environment: Environment, toolbox
         steps, text = environment.solution(scenario)
     messages = opening_of(scenario.prompt, environment.system)
     uses: list[ToolUse] = []
-    for turn, step in enumerate(cast("Sequence[ToolCall | Sequence[ToolCall]]", steps)):
-        calls = (step,) if isinstance(step, ToolCall) else tuple(step)
+    for turn, step in enumerate(steps):
+        calls = calls_of(step)
         reply = calling(*calls)
         results = await make_calls(calls, toolbox)
         uses.extend(ToolUse(call, result, turn) for call, result in zip(calls, results, strict=True))

@@ -85,6 +85,19 @@ async def test_a_reference_solution_may_meet_an_error_and_go_on():
     assert verdict.failures == ()
 
 
+async def test_calls_that_a_reference_solution_puts_together_are_played_as_one_turn():
+    turns = []
+
+    def watch(trajectory):
+        turns.append([use.turn for use in trajectory.uses])
+        return correct(trajectory)
+
+    twice = [[ToolCall("add", {"a": 1, "b": 2}), ToolCall("add", {"a": 3, "b": 4})], ToolCall("add", {"a": 5, "b": 6})]
+    verdict = await check(solution=lambda scenario: (twice, scenario.facts["answer"]), rewards={"watch": watch}, n=1)
+    assert turns[0] == [0, 0, 1]
+    assert verdict.failures == ()
+
+
 async def test_only_the_first_scenarios_are_played():
     seen = set()
 
