@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from mcp.server import MCPServer, Server
+from rich.logging import RichHandler
 
 from art_mcp.errors import ConfigError, boundary
 
@@ -27,10 +31,27 @@ def load_server(target: str) -> ServerObject:
         raise ConfigError(f"no Python file at {path}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # pydantic and dataclasses look their module up while the file runs
-    with boundary(ConfigError, f"loading {path}", Exception):
+    with without_sdk_handler(), boundary(ConfigError, f"loading {path}", Exception):
         spec.loader.exec_module(module)
     found: object = getattr(module, attribute, None)
     if not isinstance(found, MCPServer | Server):
         known = [key for key, value in vars(module).items() if isinstance(value, MCPServer | Server)]
         raise ConfigError(f"{path} has no MCP server named {attribute!r}; it has {', '.join(known) or 'none'}")
     return found  # pyright: ignore[reportUnknownVariableType]  # Server's lifespan type cannot be seen at run time
+
+
+@contextmanager
+def without_sdk_handler() -> Generator[None]:
+    """The root logger without the RichHandler that the SDK's MCPServer gives it where it has none, and at its level: this
+    program's stderr is no server's log, and each tool that raises would print a traceback of some hundred lines there. What
+    the file itself configures stays."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    try:
+        yield
+    finally:
+        added = [handler for handler in root.handlers if handler not in handlers and isinstance(handler, RichHandler)]
+        for handler in added:
+            root.removeHandler(handler)
+        if added:
+            root.setLevel(level)

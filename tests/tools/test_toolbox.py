@@ -219,3 +219,41 @@ def ends(pid: int) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+CRASHING = """
+import logging
+from mcp.server import MCPServer
+
+{setup}
+server = MCPServer("crashing")
+
+
+@server.tool()
+async def crash() -> str:
+    raise RuntimeError("no such disk")
+"""
+
+CRASH = """
+import asyncio, sys
+from art_mcp.tools import open_tools
+from art_mcp.types import ToolCall
+
+
+async def main():
+    async with open_tools([sys.argv[1]]) as toolbox:
+        print(await toolbox.call(ToolCall("crash", {})))
+
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(("setup", "told"), [("", False), ("logging.basicConfig()", True)])
+def test_an_in_process_tool_that_raises_prints_no_traceback_unless_its_file_sets_up_logging(tmp_path, setup, told):
+    (tmp_path / "crashing.py").write_text(CRASHING.format(setup=setup))
+    command = [sys.executable, "-c", CRASH, f"{tmp_path}/crashing.py:server"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "is_error=True" in done.stdout
+    assert ("no such disk" in done.stderr) is told
+    assert bool(done.stderr) is told
