@@ -39,10 +39,10 @@ def test_a_supervised_start_goes_on_with_rewards_and_is_exported(art, tmp_path):
     assert report["warm_start"]["demonstrations"] == 8
     assert report["after"]["greedy"]["n"] == 2
     code, out, err = art("train", "--resume", "start", "--steps", "1", "--json")
-    assert (code, err) == (0, "")
+    assert code == 0, err
     assert json.loads(out.splitlines()[-1])["steps"] == 3
     code, out, err = art("export", "start", "whole", "--json")
-    assert (code, err) == (0, "")
+    assert code == 0, err
     assert out.startswith(f"whole: merged of {TINY} in bfloat16; logits differ by ")
     card = (tmp_path / "whole" / "README.md").read_text()
     assert f"base_model: {json.dumps(str(TINY))}" in card
@@ -59,7 +59,7 @@ def card_of(art, tmp_path, model, out, *options):
 def test_a_run_with_a_warm_start_and_a_curriculum_shows_what_each_part_gave(art, tmp_path):
     shape = ["--groups", "2", "--rollouts", "2", "--steps", "1", "--temperature", "1.2", "--name", "both"]
     code, out, err = art("train", ENVIRONMENT, "--warm-start", "6", "--curriculum", *shape, *SHORT, "--json")
-    assert (code, err) == (0, "")
+    assert code == 0, err
     assert out.startswith("runs/both: 2 steps in ")
     assert len(re.findall(r"  level all  n=2 +\d\.\d+ \[.*\] -> \d\.\d+ \[.*\] -> \d", out)) == 2
     run = Run(tmp_path / "runs" / "both")
