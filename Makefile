@@ -29,7 +29,7 @@ BRIEF := 2>&1 | tee -a $(LOG) | awk ' \
 help:
 	@echo "make train      train the tiny policy on the calculator in this terminal, and show what it gained"
 	@echo "make test       the tests"
-	@echo "make test-slow  the slow tests: the MCP Inspector, where npm is, and its page in a browser, where Chromium is; kills; a small model's memory"
+	@echo "make test-slow  the slow tests: the MCP Inspector, where npm is, and its page in a browser, where Chromium is; kills"
 	@echo "make test-peers  the tests that need a real vLLM: its CPU build, 3 GB, in $(PEERS)/vllm (10 minutes)"
 	@echo "make fuzz       the fuzzing tests with EXAMPLES=100000 for each of parser, evaluator and config loader (10 minutes)"
 	@echo "make check      formatting, lints, types, the order of the rooms, the house numbers"
@@ -50,7 +50,6 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	@if command -v npm >/dev/null; then $(MAKE) -s $(PEERS)/inspector/.made; fi
-	@$(MAKE) -s $(PEERS)/smollm2/.made
 	@$(BIN)/python -m pytest -m slow -rs
 
 test-peers: $(VENV)/.dev

