@@ -21,7 +21,7 @@ from art_mcp.core.samples import make_samples
 from art_mcp.errors import ConfigError, ModelError
 from art_mcp.local.models import adapter_base, load_dialect
 from art_mcp.local.remote import RemoteWorker
-from art_mcp.local.served import ServedWorker, Trains, open_served
+from art_mcp.local.served import ServedWorker, Trains, loaded_by, open_served
 from art_mcp.local.unsloth_trainer import refuse_unsloth
 from art_mcp.local.worker import Settings, Worker
 from art_mcp.observe.weave_calls import WeaveTracer, open_weave
@@ -123,7 +123,7 @@ class LocalBackend:
         if self._engine_of(trainable.spec) == "vllm":
             self._workers[trainable.name] = await open_served(trainable.name, trainable.spec, load, self._vllm)
         else:
-            self._workers[trainable.name] = await asyncio.to_thread(load)
+            self._workers[trainable.name] = await loaded_by(load)
 
     def _start(self, name: str, spec: ModelSpec) -> Worker | RemoteWorker:
         settings = self._settings

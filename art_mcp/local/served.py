@@ -9,16 +9,17 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import anyio
 import torch
 
+from art_mcp.errors import EngineError
 from art_mcp.local.models import adapter_lora, base_of, dtype_of
 from art_mcp.local.share import settings_beside
 from art_mcp.sampling.vllm_args import Served, VllmSettings
 from art_mcp.sampling.vllm_replicas import Engine, open_engine
-from art_mcp.sampling.vllm_server import in_thread
+from art_mcp.sampling.vllm_server import in_thread, say
 from art_mcp.types import Completion, ModelSpec, Policy, Sample, SamplingParams, TrainConfig
 
 
@@ -34,6 +35,9 @@ class Trains(Protocol):
     async def save(self, folder: Path) -> None: ...
 
     async def close(self) -> None: ...
+
+
+Loaded = TypeVar("Loaded", bound=Trains)
 
 
 class Learner(Trains, Protocol):
@@ -81,7 +85,8 @@ class ServedWorker:
 
     async def train(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
         """One step, after which the new policy is published; what is in flight ends under the old one. `seconds_publish` of
-        the metrics is from the last gradient until requests are sampled under the new policy."""
+        the metrics is from the last gradient until requests are sampled under the new policy. An engine that cannot have it
+        is told, and the step stands: whoever samples next tries it again, and has the failure."""
         return await asyncio.shield(self._train(samples, config))
 
     async def imitate(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
@@ -112,7 +117,10 @@ class ServedWorker:
         async with self._changing:
             metrics = await self.learner.train(samples, config)
             began = monotonic()
-            await self._publish()
+            try:
+                await self._publish()
+            except EngineError as failure:
+                say(f"step {self.step} is not published yet: {failure}")
         return {**metrics, "seconds_publish": monotonic() - began}
 
     async def _imitate(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
@@ -181,7 +189,17 @@ async def open_served(name: str, spec: ModelSpec, load: Callable[[], Learner], s
     return worker
 
 
-async def close_all(learners: Sequence[Learner]) -> None:
+async def loaded_by(load: Callable[[], Loaded]) -> Loaded:
+    """What `load` makes in a thread; closed where the caller was cancelled meanwhile, for nobody else has it."""
+    async with AsyncExitStack() as unfinished:
+        loaded: list[Loaded] = []
+        unfinished.push_async_callback(close_all, loaded)
+        await in_thread(lambda: loaded.append(load()))
+        unfinished.pop_all()
+    return loaded[0]
+
+
+async def close_all(learners: Sequence[Trains]) -> None:
     with anyio.CancelScope(shield=True):
         for learner in learners:
             await learner.close()

@@ -140,13 +140,20 @@ class VllmEngine:
             await asyncio.wait([self._starting])
         new, old = Version(Policy(self._served.name, step), folder), self.version
         if not self._adapters:
-            await self._replace(old, new)
+            try:
+                await self._replace(old, new)
+            finally:
+                if self._version is new:
+                    await self._retire(old)
         else:
             for older in list(self._older):
                 await older.gone.wait()
-            await self._tell_living(self._load, new)
+            try:
+                await self._tell_living(self._load, new)
+            except TimeoutError:
+                await self.server.end()  # it counts as dead: the next one begins with the new version
             self._version = new
-        await self._retire(old)
+            await self._retire(old)
         await self.ready()
 
     async def close(self) -> None:

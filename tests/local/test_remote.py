@@ -170,3 +170,22 @@ async def test_a_backend_ends_every_child_though_one_of_them_does_not_end_as_it_
     with pytest.raises(EngineError, match="did not end as it should"):
         await backend.close()
     assert psutil.wait_procs(children, timeout=10)[1] == []
+
+
+async def test_a_model_whose_registration_was_cancelled_has_no_child(spec):
+    backend = LocalBackend(in_process=False, threads=1)
+    model = TrainableModel(name="toy", spec=spec)
+    before = set(psutil.Process().children(recursive=True))
+
+    def children():
+        return [child for child in psutil.Process().children(recursive=True) if child not in before]
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(model.register, backend)
+        while True:
+            if any("art_mcp.local.remote" in child.cmdline() for child in children()):
+                break
+            await anyio.sleep(0.01)
+        group.cancel_scope.cancel()
+    assert psutil.wait_procs(children(), timeout=10)[1] == []
+    await backend.close()

@@ -112,6 +112,54 @@ async def test_every_step_is_published_under_its_own_name(python, toy):
         await worker.close()
 
 
+def end(worker, python):
+    """Kills the server and keeps another from starting, until what this returns is called."""
+    works = Path(python).read_text()
+    Path(python).write_text("#!/bin/sh\nexit 1\n")
+    process = worker.engine.server._process
+    for child in servers():
+        child.kill()
+    process.wait()
+    return lambda: Path(python).write_text(works)
+
+
+def folders(worker):
+    return list(Path(worker._versions.name).iterdir())
+
+
+async def test_a_step_stands_though_its_engine_cannot_have_it_yet(python, toy, capsys):
+    worker = await served(python, ModelSpec(source=toy, lora=LoraSpec(rank=4)))
+    try:
+        mend = end(worker, python)
+        sample = Sample((*PROMPT, 5, 6, 7), (False,) * 6 + (True,) * 3, (0.0,) * 6 + (-0.5,) * 3, 1.0)
+        assert (await worker.train([sample], CONFIG))["gradient_norm"] > 0
+        assert worker.step == 1
+        assert "step 1 is not published yet: " in capsys.readouterr().err
+        with pytest.raises(EngineError):
+            await draw(worker)
+        mend()
+        assert (await draw(worker)).span.policy_version == 1
+        assert len(folders(worker)) == 1
+    finally:
+        await worker.close()
+
+
+async def test_weights_that_a_dead_server_did_not_get_are_not_kept(python, toy):
+    worker = await served(python, ModelSpec(source=toy))
+    try:
+        await worker.imitate([DEMONSTRATION], CONFIG)
+        mend = end(worker, python)
+        for _ in range(3):
+            with pytest.raises(EngineError):
+                await draw(worker)
+        assert len(folders(worker)) == 1
+        mend()
+        assert (await draw(worker)).span.policy_version == 1
+        assert len(folders(worker)) == 1
+    finally:
+        await worker.close()
+
+
 async def test_supervised_steps_are_published_once_when_somebody_samples(python, toy):
     worker = await served(python, ModelSpec(source=toy, lora=LoraSpec(rank=4)))
     try:
