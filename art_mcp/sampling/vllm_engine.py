@@ -19,21 +19,11 @@ from art_mcp.sampling.room import room_for
 from art_mcp.sampling.vllm_args import Served, VllmSettings
 from art_mcp.sampling.vllm_messages import COMPLETIONS, TOKENS, complaint, serves_tokens
 from art_mcp.sampling.vllm_server import VllmServer, say
+from art_mcp.sampling.vllm_version import Version
 from art_mcp.types import Completion, Policy, SamplingParams
 
 PUBLISH_SECONDS = 300.0
 """How long loading weights into a server may take before it counts as dead."""
-
-
-class Version:
-    """The weights of one step, in `folder` until nobody needs them, and how many requests sample under them."""
-
-    def __init__(self, policy: Policy, folder: Path) -> None:
-        self.policy, self.folder = policy, folder
-        self.requests = 0
-        self.retired = False
-        self.idle, self.gone = asyncio.Event(), asyncio.Event()
-        self.idle.set()
 
 
 class VllmEngine:
