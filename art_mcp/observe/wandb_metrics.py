@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from art_mcp.errors import ConfigError, describe
+from art_mcp.errors import ConfigError, boundary
 from art_mcp.types import TrajectoryGroup
 
 
@@ -42,7 +42,7 @@ def open_wandb(project: str, *, id: str, name: str, folder: Path, settings: Mapp
     import wandb
 
     entity, _, project = project.rpartition("/")
-    try:
+    with boundary(ConfigError, f"wandb does not start for project {project!r}", Exception):
         run = wandb.init(
             project=project,
             entity=entity or None,
@@ -53,7 +53,5 @@ def open_wandb(project: str, *, id: str, name: str, folder: Path, settings: Mapp
             config=dict(settings),
             settings=wandb.Settings(silent=True, console="off"),
         )
-    except Exception as error:
-        raise ConfigError(f"wandb does not start for project {project!r}: {describe(error)}") from error
     with run:
         yield WandbMetrics(run)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
-from art_mcp.errors import ConfigError, describe
+from art_mcp.errors import ConfigError, boundary
 from art_mcp.types import JsonObject
 
 
@@ -53,7 +53,5 @@ async def open_weave(project: str) -> WeaveTracer:
 def start(project: str) -> Any:
     import weave
 
-    try:
+    with boundary(ConfigError, f"weave does not start for project {project!r}", Exception):
         return weave.init(project, settings={"print_call_link": False})  # a line for every step
-    except Exception as error:
-        raise ConfigError(f"weave does not start for project {project!r}: {describe(error)}") from error
