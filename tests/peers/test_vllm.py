@@ -79,6 +79,20 @@ async def draw(worker, *, temperature=1.0, seed=0, tokens=24, stop=frozenset()):
     return await worker.sample(PROMPT, params=SamplingParams(tokens, temperature, seed), stop=frozenset(stop))
 
 
+def held_answers(worker, monkeypatch, *, of: int) -> asyncio.Event:
+    """Until the event is set, requests for `of` tokens stay in flight however quick the server is."""
+    ask, free = worker.engine.server.ask, asyncio.Event()
+
+    async def held(path, asked):
+        answer = await ask(path, asked)
+        if of in (asked.get("max_tokens"), asked.get("sampling_params", {}).get("max_tokens")):
+            await free.wait()
+        return answer
+
+    monkeypatch.setattr(worker.engine.server, "ask", held)
+    return free
+
+
 async def known(worker) -> set[str]:
     """The names under which the server samples."""
     _, answer = await worker.engine.server.connections.get("/v1/models")
@@ -180,9 +194,10 @@ async def test_a_training_step_raises_the_chance_of_what_it_rewards(model):
     assert difference(worker, new.span) < BOUND
 
 
-async def test_a_request_ends_under_the_version_under_which_it_began(model):
+async def test_a_request_ends_under_the_version_under_which_it_began(model, monkeypatch):
     worker = model.sampler()
     old, old_folder = worker.policy, worker.engine.version.folder
+    published = held_answers(worker, monkeypatch, of=LONG.max_tokens)
     begun = asyncio.create_task(worker.sample(PROMPT, params=LONG, stop=frozenset()))
     await until(lambda: worker.engine.version.requests)
     with torch.no_grad():
@@ -196,6 +211,7 @@ async def test_a_request_ends_under_the_version_under_which_it_began(model):
     assert {str(old), str(new)} <= await known(worker)
     assert (await draw(worker)).span.policy_version == new.step == old.step + 1
     assert difference(worker, (await draw(worker)).span) < BOUND
+    published.set()
     turn = await begun
     assert turn.span.policy_version == old.step
     assert len(turn.span.token_ids) == LONG.max_tokens
