@@ -27,7 +27,8 @@ def command(
     from art_mcp.wiring.stage import Setting
 
     setting = Setting(environment, o.parse_options(option), model, None, config)
-    opening, verdict = anyio.run(lambda: check(setting, split=split, n=n))
+    with o.waiting("playing"):
+        opening, verdict = anyio.run(lambda: check(setting, split=split, n=n))
     show(opening, verdict)
     if json:
         o.write_json({"rewards": verdict.rewards, "solved": verdict.solved, "failures": verdict.failures})

@@ -31,7 +31,8 @@ def command(
 ) -> None:
     from art_mcp.wiring.export import export_model
 
-    told = export_model(model, out, adapter=adapter, dtype=dtype)
+    with o.waiting("exporting"):
+        told = export_model(model, out, adapter=adapter, dtype=dtype)
     base = f" of {told['base']}" if told["kind"] != "full" else ""
     o.write(f"{out}: {told['kind']}{base} in {told['dtype']}; logits differ by {told['rounding']:.1e} from what was trained")
     if told["prepared"]:

@@ -38,7 +38,8 @@ def command(
     from art_mcp.wiring.play import play_one
 
     setting = o.setting_of(context.params, trainer="torch")  # nothing is trained, and it is the quicker one to load
-    played = anyio.run(lambda: play_one(setting, split=split, number=number, temperature=temperature, api_key=api_key))
+    with o.waiting("playing"):
+        played = anyio.run(lambda: play_one(setting, split=split, number=number, temperature=temperature, api_key=api_key))
     if tokens and not played.parts:
         o.write(f"{without_login(model)} is an endpoint, whose tokens nobody sees; the conversation:")
     for author, text in (tokens and played.parts) or played.lines:

@@ -149,7 +149,7 @@ def check_source(source: str) -> None:
 def check_hub(source: str) -> None:
     from transformers.utils.hub import cached_file
 
-    with boundary(ModelError, f"no folder {source} here, and no such model on the hub", OSError, ValueError):
+    with boundary(ModelError, f"no folder {source} here, and none could be had from the hub", OSError, ValueError):
         cached_file(source, "config.json")
 
 

@@ -70,6 +70,8 @@ class ConsoleProgress:
             f"entropy {values.get('entropy', 0.0):.3f}",
         ]
         parts.append(f"rollout {values['seconds_rollout']:.2f} s, train {values['seconds_train']:.2f} s")
+        if values.get("samples_with_signal") == 0:
+            parts.append("nothing to learn: equal rewards in each group")
         self._line, self._step = "  ".join(parts), step + 1
         self._rewards.clear()
         self._show()

@@ -105,6 +105,14 @@ def test_a_mistake_is_one_line_on_stderr_that_says_what_to_do(project, art, args
     assert re.search(told, err), err
 
 
+def test_a_terminal_shows_that_a_command_is_at_work_and_no_trace_of_it_afterwards(project, art, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert art("check", "sums")[::2] == (0, "playing …\r\x1b[K")
+    code, _, err = art("rollout", "sums", "--number", "4")
+    assert (code, err.partition("error: ")[0]) == (2, "playing …\r\x1b[K")
+
+
 @pytest.mark.parametrize(
     ("args", "named"),
     [

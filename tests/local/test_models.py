@@ -177,5 +177,5 @@ def test_a_hub_id_is_read_from_the_cache_without_a_network(tmp_path, folder):
     facts = json.loads(done.stdout)
     assert facts["architecture"] == "qwen2"
     assert facts["source"] == "somebody/toy"
-    assert facts["error"].startswith("no folder somebody/else here, and no such model on the hub: ")
+    assert facts["error"].startswith("no folder somebody/else here, and none could be had from the hub: ")
     assert "\n" not in facts["error"]

@@ -61,6 +61,14 @@ def test_a_training_run_shows_its_last_step_and_what_is_left_of_its_steps(clock)
     assert progress.line(1010.0) == expected
 
 
+def test_a_step_whose_groups_all_have_equal_rewards_is_said_to_teach_nothing(clock):
+    progress = ConsoleProgress(io.StringIO(), steps=10)
+    progress.metrics(0, METRICS | {"samples_with_signal": 0.0})
+    assert "train 2.00 s  nothing to learn: equal rewards in each group  0 tokens/s" in progress.line(1010.0)
+    progress.metrics(1, METRICS | {"samples_with_signal": 8.0})
+    assert "nothing to learn" not in progress.line(1020.0)
+
+
 def test_a_resumed_run_tells_its_pace_from_its_own_steps(clock):
     progress = ConsoleProgress(io.StringIO(), first=90, steps=100)
     progress.metrics(90, METRICS)
