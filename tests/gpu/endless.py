@@ -20,7 +20,8 @@ def tell(**values):
 
 async def main(folder):
     model = TrainableModel(name="policy", spec=ModelSpec(source=folder, lora=LoraSpec()))
-    async with LocalBackend(engine="vllm", trainer="torch", in_process=False, engine_args={"max_model_len": 2048}) as backend:
+    quick_start = {"max_model_len": 2048, "enforce_eager": True, "gpu_memory_utilization": 0.4}
+    async with LocalBackend(engine="vllm", trainer="torch", in_process=False, engine_args=quick_start) as backend:
         await model.register(backend)
         tell(event="ready")
         engine_failed = trainer_failed = False
