@@ -10,11 +10,24 @@ from urllib.parse import urldefrag
 from art_mcp.core.address import without_login
 from art_mcp.errors import ConfigError, boundary
 from art_mcp.model import Model
-from art_mcp.ports import Tracer
+from art_mcp.ports import Chat, Tracer
 from art_mcp.wiring.stage import Setting
 
 OURS = ("lora", "deterministic", "in_process", "lenient", "engine", "engine_python", "engine_args")
 """Settings that say how a model runs here."""
+
+
+class NamedModel(Model[None]):
+    """A remote model as a command line names it: what is wrong with the address, the key or the name ends the command, and is no
+    failed rollout."""
+
+    @asynccontextmanager
+    async def chat(self) -> AsyncGenerator[Chat]:
+        client = self.openai_client()
+        from art_mcp.sampling.remote import RemoteChat
+
+        async with client:
+            yield RemoteChat(client, self.model, doubted=True)
 
 
 async def remote_model(setting: Setting, *, api_key: str | None) -> Model[None]:
@@ -29,7 +42,7 @@ async def remote_model(setting: Setting, *, api_key: str | None) -> Model[None]:
         )
     url, name = urldefrag(setting.model)
     url = url.rstrip("/")
-    return Model(name="remote", base_url=url, api_key=api_key, model=name or await only_model(url, api_key))
+    return NamedModel(name="remote", base_url=url, api_key=api_key, model=name or await only_model(url, api_key))
 
 
 async def only_model(url: str, api_key: str | None) -> str:
