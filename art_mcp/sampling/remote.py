@@ -45,8 +45,8 @@ class OtherName(Exception):
 
 
 class RemoteChat:
-    """A Chat with `model` behind `client`, whose own retries and timeout are not used. `doubted`: until the endpoint has answered
-    once, one that is not there, or refuses the key or the model, raises ConfigError at the first try."""
+    """A Chat with `model` behind `client`, whose own retries and timeout are not used. `doubted`: until the endpoint has
+    answered once, one that is not there, or refuses the key or the model, raises ConfigError at the first try."""
 
     def __init__(self, client: AsyncOpenAI, model: str, *, patience: Patience | None = None, doubted: bool = False) -> None:
         from openai import Timeout

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import fields
 from urllib.parse import urldefrag
@@ -18,8 +18,8 @@ OURS = ("lora", "deterministic", "in_process", "lenient", "engine", "engine_pyth
 
 
 class NamedModel(Model[None]):
-    """A remote model as a command line names it: what is wrong with the address, the key or the name ends the command, and is no
-    failed rollout."""
+    """A remote model as a command line names it: what is wrong with the address, the key or the name ends the command, and
+    is no failed rollout."""
 
     @asynccontextmanager
     async def chat(self) -> AsyncGenerator[Chat]:
@@ -51,15 +51,19 @@ async def only_model(url: str, api_key: str | None) -> str:
     shown = without_login(url)
     with boundary(ConfigError, f"asking {shown} for its models", OpenAIError):
         async with Model(name="remote", base_url=url, api_key=api_key).openai_client() as client:
-            names = without_versions([model.id async for model in client.models.list()])
+            listed = [model async for model in client.models.list()]
+    names = without_aliases({model.id: (model.model_extra or {}).get("root") for model in listed})
     if len(names) != 1:
         raise ConfigError(f"name the model, as in {shown}#NAME; the endpoint has {', '.join(names[:20]) or 'none'}")
     return names[0]
 
 
-def without_versions(names: Sequence[str]) -> list[str]:
-    """Our own endpoints list a policy twice: by its name, which is always the newest, and as `name@step`."""
-    return [name for name in names if name.rpartition("@")[0] not in names]
+def without_aliases(roots: Mapping[str, object]) -> list[str]:
+    """One name of each model, by all names and what the endpoint says they stand for, if anything. Our own endpoints list a
+    policy by its name, which is always the newest, as `name@step`, and where it is a run's, by the run's name."""
+    names = [name for name in roots if name.rpartition("@")[0] not in roots]
+    first = {root: name for name, root in reversed(roots.items()) if root and name in names}
+    return [name for name in names if first.get(roots[name], name) == name]
 
 
 @asynccontextmanager
