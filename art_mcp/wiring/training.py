@@ -31,6 +31,7 @@ from art_mcp.wiring.warm import (
     find_demonstrations,
     keep_demonstrations,
     learn_by_example,
+    say_where_done,
     seconds_of,
 )
 
@@ -182,9 +183,12 @@ async def train_stage(stage: Stage, training: Training, run: Run, *, others: Seq
     from art_mcp.observe.console import ConsoleProgress
 
     plan, first = training.plan, await stage.model.get_step()
-    if plan.steps is not None:
-        plan = replace(plan, steps=plan.steps + run.manifest.get("warm_start", {}).get("steps", 0))
+    taught = run.manifest.get("warm_start", {}).get("steps", 0)
     spent, left = seconds_of(run, first, plan.seconds)
+    if "resumed" in run.manifest or plan.steps != 0:
+        say_where_done(plan, taken=first, taught=taught, spent=spent, stream=stream)
+    if plan.steps is not None:
+        plan = replace(plan, steps=plan.steps + taught)
     with ConsoleProgress(stream, label="training", first=first, steps=plan.steps, seconds=left) as console:
         recorder: Recorder = Both(run, console, others)
         return await train_loop(

@@ -71,6 +71,20 @@ def seconds_of(run: Run, first: int, most: float | None) -> tuple[float, float |
     return spent, None if most is None else max(0.0, most - spent)
 
 
+def say_where_done(plan: Plan, *, taken: int, taught: int, spent: float, stream: Any) -> None:
+    """Tells `stream` where nothing is left of `plan` for a run with so many steps `taken`, of which sft's `taught` do not
+    count, and so many seconds `spent`, of which sft's do."""
+    after = f" beside sft's {taught}" if taught else ""
+    if plan.seconds is not None and spent >= plan.seconds:
+        included = ", sft's included," if taught else ""
+        what = f"spent {spent:.0f} s{included} of {plan.seconds:g}: ask for more with --seconds {100 * (int(spent) // 100 + 2)}"
+    elif plan.steps is not None and taken - taught >= plan.steps:
+        what = f"taken {taken - taught} steps of {plan.steps}{after}: ask for more with --steps {taken - taught + 100}"
+    else:
+        return
+    stream.write(f"nothing is left to train: the run has {what}\n")
+
+
 async def learn_by_example(
     stage: Stage, run: Run, *, lessons: Lessons, plan: Plan, config: TrainConfig, keep: int, stream: Any
 ) -> dict[str, Any]:
