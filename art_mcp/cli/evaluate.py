@@ -56,7 +56,7 @@ def command(
     at_once = concurrency or (16 if is_endpoint(model) else 128)
 
     async def run() -> Evaluation:
-        async with open_scene(setting, splits=(split,), api_key=api_key) as scene:
+        async with open_scene(setting, splits=(split,), api_key=api_key, stream=sys.stderr) as scene:
             return await evaluate_stage(
                 scene, split=split, n=n, temperature=temperature, seed=seed, stream=sys.stderr, concurrency=at_once
             )

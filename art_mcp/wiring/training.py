@@ -69,7 +69,7 @@ async def train(training: Training, *, name: str | None, stream: Any) -> dict[st
     refuse_recorders(training)
     clock = Clock()
     training = replace(training, setting=check_tags(training.setting, prepare=training.prepare))
-    async with open_stage(training.setting, splits=training.splits) as stage:
+    async with open_stage(training.setting, splits=training.splits, stream=stream) as stage:
         lessons = training.warm_start
         shown = await find_demonstrations(stage, lessons, plan=training.plan, stream=stream) if lessons else ()
         run = new_run(RUNS, name, keep_seconds=not training.setting.deterministic)
@@ -91,7 +91,7 @@ async def resume(folder: str, *, plan: Mapping[str, Any], stream: Any) -> dict[s
     clock = Clock()
     last = run.checkpoints()[-1:]
     checkpoint = str(run.checkpoint(last[0])) if last else None
-    async with open_stage(training.setting, splits=training.splits, resume_from=checkpoint) as stage:
+    async with open_stage(training.setting, splits=training.splits, resume_from=checkpoint, stream=stream) as stage:
         run.rewind(last[0] if last else 0)
         resumed = {"step": last[0] if last else 0, **describe_stage(stage)}
         run.describe({"resumed": [*run.manifest.get("resumed", []), resumed]})

@@ -14,6 +14,7 @@ from art_mcp.agent.imitation import Lessons, imitation_loop
 from art_mcp.agent.loop import Plan, Save, pick
 from art_mcp.errors import ConfigError, RunError, TrainError, boundary
 from art_mcp.observe.console import ConsoleProgress, of
+from art_mcp.observe.waiting import waiting
 from art_mcp.ports import Recorder
 from art_mcp.store.run import Run
 from art_mcp.store.whole import replace_text
@@ -155,7 +156,8 @@ async def find_demonstrations(stage: Stage, lessons: Lessons, *, plan: Plan, str
     environment = stage.environment
     scenarios = draw(environment.split(plan.split), lessons.demonstrations, seed=plan.seed)
     if lessons.source == "solutions":
-        return await show_solutions(scenarios, environment=environment, toolbox=stage.toolbox, concurrency=plan.concurrency)
+        with waiting(stream, "playing demonstrations"):
+            return await show_solutions(scenarios, environment=environment, toolbox=stage.toolbox, concurrency=plan.concurrency)
     rollouts = len(scenarios) * plan.rollouts
     with ConsoleProgress(stream, rollouts=rollouts, label="looking for successes") as console:
         groups = await gather_trajectory_groups(

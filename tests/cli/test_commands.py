@@ -111,6 +111,11 @@ def test_a_terminal_shows_that_a_command_is_at_work_and_no_trace_of_it_afterward
     assert art("check", "sums")[::2] == (0, "playing …\r\x1b[K")
     code, _, err = art("rollout", "sums", "--number", "4")
     assert (code, err.partition("error: ")[0]) == (2, "playing …\r\x1b[K")
+    loading = "loading …\r\x1b[K"
+    code, _, err = art("eval", "sums", "--n", "2")
+    assert (code, err.startswith(loading)) == (0, True)
+    code, _, err = art("sft", "sums", "-d", "2", "--eval-n", "0")
+    assert (code, err.startswith(f"{loading}playing demonstrations …\r\x1b[K")) == (0, True)
 
 
 @pytest.mark.parametrize(
