@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from art_mcp.cli import options as o
+
+if TYPE_CHECKING:
+    from art_mcp.wiring.play import Played
 
 HELP = "Play one scenario and print the conversation: tool calls and results marked, the tokens that training sees coloured."
 EXAMPLE = "Example: art-mcp rollout calculator --model runs/latest"
@@ -38,8 +42,11 @@ def command(
     from art_mcp.wiring.play import play_one
 
     setting = o.setting_of(context.params, trainer="torch")  # nothing is trained, and it is the quicker one to load
-    with o.waiting("playing"):
-        played = anyio.run(lambda: play_one(setting, split=split, number=number, temperature=temperature, api_key=api_key))
+
+    async def run() -> Played:
+        return await play_one(setting, split=split, number=number, temperature=temperature, stream=sys.stderr, api_key=api_key)
+
+    played = anyio.run(run)
     if tokens and not played.parts:
         o.write(f"{without_login(model)} is an endpoint, whose tokens nobody sees; the conversation:")
     for author, text in (tokens and played.parts) or played.lines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from art_mcp.core.address import without_login
 from art_mcp.environment import Environment, load_environment
-from art_mcp.errors import ConfigError, RunError
+from art_mcp.errors import ConfigError, ModelError, RunError, boundary
 from art_mcp.model import Model, TrainableModel
 from art_mcp.observe.waiting import waiting
 from art_mcp.ports import Progress, Toolbox, Tracer
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from art_mcp.local.backend import LocalBackend
 
 RUNS = Path("runs")
+KNOWN_TOOLS = "art_mcp_tools.json"
+"""In the folder of a model that can use a few tools only: which ones, and what it was trained on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +173,28 @@ async def open_scene(
         open_tools(environment.servers, config=setting.config, only=environment.tools) as toolbox,
     ):
         yield Scene(environment, toolbox, model, tracer)
+
+
+def note_unseen_tools(stage: Stage | Scene, *, stream: Any) -> None:
+    """Tells `stream` where the model knows a few tools only, as its folder says, and is offered others."""
+    if not isinstance(stage.model, TrainableModel):
+        return
+    from art_mcp.local.models import model_source
+
+    source = stage.model.spec.source
+    path = Path(model_source(source)) / KNOWN_TOOLS
+    if not path.is_file():
+        return
+    with boundary(ModelError, f"reading {path}", OSError, ValueError, KeyError, TypeError):
+        known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        unseen = [tool.name for tool in stage.toolbox.tools if tool.name not in known["tools"]]
+        trained_on = known["trained_on"]
+    if unseen:
+        few = f"{', '.join(unseen[:3])}{', …' if len(unseen) > 3 else ''}"
+        stream.write(
+            f"note: {source} was trained on {trained_on} and never saw {few}: "
+            "name another --model, or teach it first, by art-mcp sft\n"
+        )
 
 
 def is_endpoint(model: str) -> bool:

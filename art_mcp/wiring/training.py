@@ -23,7 +23,7 @@ from art_mcp.store.run import Run, new_run, refuse_name
 from art_mcp.store.versions import installed
 from art_mcp.store.whole import replacing
 from art_mcp.types import TrainConfig
-from art_mcp.wiring.stage import RUNS, Setting, Stage, evaluate_stage, find_run, open_stage
+from art_mcp.wiring.stage import RUNS, Setting, Stage, evaluate_stage, find_run, note_unseen_tools, open_stage
 from art_mcp.wiring.tags import check_tags
 from art_mcp.wiring.warm import (
     Both,
@@ -71,6 +71,8 @@ async def train(training: Training, *, name: str | None, stream: Any) -> dict[st
     training = replace(training, setting=check_tags(training.setting, prepare=training.prepare))
     async with open_stage(training.setting, splits=training.splits, stream=stream) as stage:
         lessons = training.warm_start
+        if not lessons:
+            note_unseen_tools(stage, stream=stream)
         shown = await find_demonstrations(stage, lessons, plan=training.plan, stream=stream) if lessons else ()
         run = new_run(RUNS, name, keep_seconds=not training.setting.deterministic)
         run.describe(describe_stage(stage))

@@ -14,6 +14,7 @@ import pytest
 import typer.main
 
 from art_mcp.cli.main import app
+from art_mcp.environment import load_environment
 from art_mcp.store.run import Run
 
 ROOT = Path(__file__).parents[2]
@@ -110,12 +111,32 @@ def test_a_terminal_shows_that_a_command_is_at_work_and_no_trace_of_it_afterward
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert art("check", "sums")[::2] == (0, "playing …\r\x1b[K")
     code, _, err = art("rollout", "sums", "--number", "4")
-    assert (code, err.partition("error: ")[0]) == (2, "playing …\r\x1b[K")
     loading = "loading …\r\x1b[K"
+    assert (code, err.partition("error: ")[0]) == (2, loading)
+    assert art("rollout", "sums")[::2] == (0, f"{loading}playing …\r\x1b[K")
     code, _, err = art("eval", "sums", "--n", "2")
     assert (code, err.startswith(loading)) == (0, True)
     code, _, err = art("sft", "sums", "-d", "2", "--eval-n", "0")
     assert (code, err.startswith(f"{loading}playing demonstrations …\r\x1b[K")) == (0, True)
+
+
+def test_a_model_that_knows_a_few_tools_only_is_said_not_to_know_the_others(project, art):
+    note = "note: tiny was trained on the calculator environment's questions alone and never saw power, sqrt: name another "
+    (project / "environments" / "others.py").write_text(
+        (project / "environments" / "sums.py").read_text().replace('tools=["add"]', 'tools=["add", "power", "sqrt"]')
+    )
+    for words in (["rollout"], ["eval", "--n", "2"], ["train", "--steps", "0", "--eval-n", "0"]):
+        command, *options = words
+        code, _, err = art(command, "others", *options)
+        assert (code, err.startswith(note), err.count("\n")) == (0, True, 1), err
+        assert "note" not in art(command, "sums", *options)[2]
+    assert art("sft", "others", "-d", "2", "--eval-n", "0", "--name", "taught")[::2] == (0, "")
+    assert art("eval", "others", "--n", "2", "--model", "taught")[::2] == (0, "")
+
+
+def test_the_packaged_policy_is_said_to_know_the_tools_of_the_calculators_questions():
+    known = json.loads((ROOT / "art_mcp" / "tiny_policy" / "art_mcp_tools.json").read_text())
+    assert tuple(known["tools"]) == load_environment(CALCULATOR).tools
 
 
 @pytest.mark.parametrize(
