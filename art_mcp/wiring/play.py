@@ -99,5 +99,13 @@ async def check(setting: Setting, *, split: str, n: int) -> tuple[str, Verdict]:
         messages = opening_of(environment.split(split)[0].prompt, environment.system)
         shared, rest = dialect.opening(messages, toolbox.tools)
         opening = BackendTokenizer(load_tokenizer(model_source(spec.source))).decode([*shared, *rest])
-        verdict = await check_environment(environment, dialect=dialect, toolbox=toolbox, play=ScriptedSampler, split=split, n=n)
+        verdict = await check_environment(
+            environment,
+            dialect=dialect,
+            toolbox=toolbox,
+            play=ScriptedSampler,
+            split=split,
+            n=n,
+            why=toolbox.last_error,
+        )
     return opening, verdict

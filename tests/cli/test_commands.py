@@ -236,6 +236,42 @@ def test_check_finds_a_broken_reward_and_ends_with_1(project, art):
     assert "ok:" not in out
 
 
+CRASHING = """
+import sys
+from mcp.server import MCPServer
+
+server = MCPServer("crashing")
+
+
+@server.tool()
+async def add(a: int, b: int) -> int:
+    if {broken}:
+        raise LookupError(f"no {a} in the books")
+    return a + b
+
+
+if __name__ == "__main__":
+    server.run("stdio")
+"""
+
+
+@pytest.mark.parametrize("server", ['"crashing.py:server"', '"crashing"'], ids=["in-process", "stdio"])
+def test_check_says_why_a_tool_crashed_under_the_reference_solution(project, art, server):
+    reward = 'lambda trajectory: float(trajectory.messages[2]["content"] == trajectory.answer) if trajectory.uses else 0.0'
+    entry = {"command": "python", "args": ["crashing.py"], "env": {"COLUMNS": "100"}}
+    (project / "config.json").write_text(json.dumps({"mcpServers": {"crashing": entry}}))
+    write(project, "books", server, reward)
+    for broken, told in (
+        ("a == 2", "1 of the reference solution's 4 calls are answered with an error, in scenarios that it does not solve: "),
+        ("a < 9", "each of the reference solution's 4 calls is answered with an error: "),
+    ):
+        (project / "crashing.py").write_text(CRASHING.replace("{broken}", broken))
+        code, out, err = art("check", "books")
+        assert (code, err) == (1, "")
+        first = 2 if broken == "a == 2" else 1
+        assert f"FAILED: {told}Error executing tool add (its server wrote: LookupError: no {first} in the books)\n" in out
+
+
 def test_rollout_shows_who_said_what_and_the_token_stream(project, art):
     code, out, _ = art("rollout", HERE, "--temperature", "0", "--number", "1")
     assert code == 0
