@@ -96,6 +96,23 @@ def test_one_conversation_of_an_endpoint_is_shown_and_has_no_tokens(art):
     assert json.loads(out.splitlines()[-1])["parts"] == []
 
 
+@pytest.mark.parametrize(
+    ("babble", "shown", "more"),
+    [
+        ("\n".join(map(str, range(300))), "\n".join(map(str, range(20))), "280 more lines"),
+        ("x" * 10_000, "x" * 2400, "7600 more characters"),
+        ("\n".join(map(str, range(20))) + "\n", "\n".join(map(str, range(20))) + "\n", ""),
+    ],
+)
+def test_a_turn_that_goes_on_and_on_is_cut_for_people_and_whole_in_json(art, babble, shown, more):
+    with scripted(said(babble)) as seen:
+        code, out, _ = art("rollout", HERE, "--model", f"{seen.base_url}#gpt", "--json")
+    assert code == 0
+    cut = f"\n  … ({more}; --json has all)" if more else ""
+    assert f"\n» policy: {shown}{cut}\nstopped: " in out
+    assert ["policy", babble] in json.loads(out.splitlines()[-1])["lines"]
+
+
 def test_a_name_and_a_password_in_the_address_are_sent_and_never_shown(art):
     printed = ""
     with scripted(said("7")) as seen:
