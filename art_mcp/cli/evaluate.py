@@ -52,7 +52,6 @@ def command(
     from art_mcp.wiring.stage import evaluate_stage, is_endpoint, note_unseen_tools, open_scene
 
     setting = o.setting_of(context.params, trainer="torch")  # nothing is trained, and it is the quicker one to load
-
     at_once = concurrency or (16 if is_endpoint(model) else 128)
 
     async def run() -> Evaluation:

@@ -61,9 +61,11 @@ async def only_model(url: str, api_key: str | None) -> str:
 def without_aliases(roots: Mapping[str, object]) -> list[str]:
     """One name of each model, by all names and what the endpoint says they stand for, if anything. Our own endpoints list a
     policy by its name, which is always the newest, as `name@step`, and where it is a run's, by the run's name."""
-    names = [name for name in roots if name.rpartition("@")[0] not in roots]
-    first = {root: name for name, root in reversed(roots.items()) if root and name in names}
-    return [name for name in names if first.get(roots[name], name) == name]
+    first: dict[object, str] = {}
+    for name, root in roots.items():
+        if name.rpartition("@")[0] not in roots:
+            first.setdefault(root or name, name)
+    return list(first.values())
 
 
 @asynccontextmanager
