@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -141,19 +141,11 @@ def write(text: str) -> None:
     sys.stdout.flush()
 
 
-@contextmanager
-def waiting(text: str) -> Generator[None]:
+def waiting(text: str) -> AbstractContextManager[None]:
     """A line on stderr while the block lasts, where it is a terminal; libraries and servers take seconds to load."""
-    shown = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-    if shown:
-        sys.stderr.write(f"{text} …")
-        sys.stderr.flush()
-    try:
-        yield
-    finally:
-        if shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+    from art_mcp.observe import waiting
+
+    return waiting.waiting(sys.stderr, text)
 
 
 def drop_stdout() -> None:

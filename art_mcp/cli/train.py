@@ -53,7 +53,7 @@ def command(
     config: o.ConfigFile = "config.json",
     name: o.RunName = None,
     resume: RunOrNone = None,
-    steps: Annotated[int | None, typer.Option("--steps", min=0, help="Steps in all, sft's apart.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=0, help="Steps by reward in all, sft's apart.")] = None,
     seconds: Annotated[float | None, typer.Option("--seconds", min=0, help="Time in all, sft's too, evaluation apart.")] = None,
     groups: Annotated[int, typer.Option("--groups", min=1, help="Scenarios in a step.")] = 16,
     rollouts: Annotated[int, typer.Option("--rollouts", min=2, help="Rollouts of each scenario.")] = 8,

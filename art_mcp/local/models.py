@@ -7,10 +7,11 @@ import json
 import os
 import warnings
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json
 
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 """What reading a model's files raises when they are missing, cut short or not each other's."""
+
+HUB_SECONDS = 10.0
+"""The longest that the hub's first answer takes."""
 
 CPU = torch.device("cpu")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -147,9 +151,18 @@ def check_source(source: str) -> None:
 
 
 def check_hub(source: str) -> None:
+    """Raises ModelError, at once, where `source` is neither in the hub's cache nor to be had from it."""
+    from huggingface_hub import get_hf_file_metadata, get_session, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
     from transformers.utils.hub import cached_file
 
-    with boundary(ModelError, f"no folder {source} here, and none could be had from the hub", OSError, ValueError):
+    http = import_module(type(get_session()).__module__.partition(".")[0])  # httpx, or httpx2 with newer hub clients
+    what = f"no folder {source} here, and none could be had from the hub"
+    with boundary(ModelError, what, OSError, ValueError, http.TransportError):
+        if try_to_load_from_cache(source, "config.json") is None:
+            # asked once: the hub's client asks six times, for half a minute, each time with lines of its own
+            with suppress(HfHubHTTPError):  # what the hub has against it is worded better below
+                get_hf_file_metadata(hf_hub_url(source, "config.json"), timeout=HUB_SECONDS)
         cached_file(source, "config.json")
 
 

@@ -49,8 +49,8 @@ def train(asked, name):
     return anyio.run(lambda: training.train(asked, name=name, stream=stream)), stream.getvalue()
 
 
-def resume(name, **plan):
-    return anyio.run(lambda: training.resume(name, plan=plan, stream=StringIO()))
+def resume(name, *, stream=None, **plan):
+    return anyio.run(lambda: training.resume(name, plan=plan, stream=stream or StringIO()))
 
 
 def run_at(project, name):
@@ -144,10 +144,11 @@ def test_a_run_that_was_stopped_and_resumed_takes_the_steps_of_one_that_never_wa
 
 def test_a_resumed_run_with_nothing_left_to_do_changes_nothing(straight, project):
     shutil.copytree(straight[0].folder, project / "runs" / "done")
-    before = run_at(project, "done").checkpoint(4).stat().st_mtime_ns
-    assert resume("done")["train_seconds"] >= run_at(project, "done").read_metrics()[-1]["seconds_total"]
+    before, told = run_at(project, "done").checkpoint(4).stat().st_mtime_ns, StringIO()
+    assert resume("done", stream=told)["train_seconds"] >= run_at(project, "done").read_metrics()[-1]["seconds_total"]
     assert same(run_at(project, "done"), straight[0])
     assert run_at(project, "done").checkpoint(4).stat().st_mtime_ns == before
+    assert told.getvalue() == "nothing is left to train: the run has taken 4 steps of 4: ask for more with --steps 104\n"
 
 
 def test_a_run_without_a_checkpoint_is_resumed_from_its_start_and_new_limits_replace_the_old(straight, project):
