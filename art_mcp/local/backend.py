@@ -179,11 +179,12 @@ class LocalBackend:
     async def get_step(self, trainable: Trainable) -> int:
         return self._worker(trainable).step
 
-    async def ready(self, trainable: Trainable) -> int:
-        """Returns when the model can be sampled from, and how often its engine was started: one that died is started anew,
-        which no rollout's time should pay for. Raises EngineError where it cannot be."""
+    async def ready(self, trainable: Trainable) -> None:
+        """Returns when the model can be sampled from: an engine that died is started anew, which no rollout's time should pay
+        for. Raises EngineError where it cannot be."""
         worker = self._worker(trainable)
-        return await worker.ready() if isinstance(worker, ServedWorker) else 1
+        if isinstance(worker, ServedWorker):
+            await worker.ready()
 
     def sampler(self, trainable: Trainable) -> Sampler:
         return self._worker(trainable)
