@@ -1,4 +1,4 @@
-"""The time that one rollout may take: it stands still while the engine is not ready, which is nothing of the rollout's doing."""
+"""The time that one rollout may take: it stands still while the rollout waits for an engine that is not ready."""
 
 from __future__ import annotations
 
