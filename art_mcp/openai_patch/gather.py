@@ -67,7 +67,7 @@ class AgentPlay:
             with clock.limit, own_code(AgentError, "the agent"):
                 return await self.agent(self.client, scenario)
         except AgentError as error:
-            raise clock.failure or error from error.__cause__  # of an engine's failure clients say "Connection error"
+            raise clock.failure or error from error.__cause__  # whatever it made of the engine's
         assert clock.limit.cancelled_caught
         raise clock.failure or AgentError(f"the agent had not ended after {self.seconds:g} s")
 

@@ -272,7 +272,9 @@ async def test_weights_published_while_a_server_starts_are_those_with_which_it_b
     slow = tmp_path / "base" / f"slow-{engine.server.connections.port}"
     slow.touch()
     early = asyncio.create_task(draw(engine))
-    while not engine.server.alive:
+    while True:
+        if engine.server.alive:
+            break
         await asyncio.sleep(0.01)
     await engine.take(1, folders("v1"))
     publishing = asyncio.create_task(engine.publish(2, folders("v2")))
