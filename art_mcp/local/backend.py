@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -102,6 +103,7 @@ class LocalBackend:
         self.tracer: WeaveTracer | None = None
         self._voices: dict[str, Voice] = {}
         self._endpoints: list[Endpoint] = []
+        self._opening = Lock()
 
     async def __aenter__(self) -> LocalBackend:
         return self
@@ -179,11 +181,12 @@ class LocalBackend:
     async def get_step(self, trainable: Trainable) -> int:
         return self._worker(trainable).step
 
-    async def ready(self, trainable: Trainable) -> int:
-        """Returns when the model can be sampled from, and how often its engine was started: one that died is started anew,
-        which no rollout's time should pay for. Raises EngineError where it cannot be."""
+    async def ready(self, trainable: Trainable) -> None:
+        """Returns when the model can be sampled from: an engine that died is started anew, which no rollout's time should pay
+        for. Raises EngineError where it cannot be."""
         worker = self._worker(trainable)
-        return await worker.ready() if isinstance(worker, ServedWorker) else 1
+        if isinstance(worker, ServedWorker):
+            await worker.ready()
 
     def sampler(self, trainable: Trainable) -> Sampler:
         return self._worker(trainable)
@@ -197,13 +200,14 @@ class LocalBackend:
         started when it is first asked for. Called inside the event loop in which the models were registered, where the endpoint
         then runs: a client that blocks belongs in a thread."""
         name = trainable.name
-        if name not in self._voices:
-            self._voices[name] = Voice(self.sampler(trainable), self.dialect(trainable))
-        self._endpoints = [one for one in self._endpoints if not one.over]
-        endpoint = next((one for one in self._endpoints if one.alive), None)
-        if endpoint is None:  # those of other event loops serve on
-            endpoint = Endpoint(self._voices)
-            self._endpoints.append(endpoint)
+        with self._opening:  # event loops of other threads ask, too
+            if name not in self._voices:
+                self._voices[name] = Voice(self.sampler(trainable), self.dialect(trainable))
+            self._endpoints = [one for one in self._endpoints if not one.over]
+            endpoint = next((one for one in self._endpoints if one.alive), None)
+            if endpoint is None:  # those of other event loops serve on
+                endpoint = Endpoint(self._voices)
+                self._endpoints.append(endpoint)
         return endpoint.base_url, endpoint.token
 
     async def save(self, trainable: Trainable, folder: str) -> None:
@@ -221,12 +225,13 @@ class LocalBackend:
             async with AsyncExitStack() as last_first:
                 if self.tracer is not None:
                     last_first.push_async_callback(self.tracer.close)
-                for worker in (*self._workers.values(), *self._endpoints):
-                    last_first.push_async_callback(worker.close)
+                with self._opening:
+                    for worker in (*self._workers.values(), *self._endpoints):
+                        last_first.push_async_callback(worker.close)
+                    self._workers.clear()
+                    self._voices.clear()
+                    self._endpoints.clear()
                 self.tracer = None
-                self._workers.clear()
-                self._voices.clear()
-                self._endpoints.clear()
 
     def _worker(self, trainable: Trainable) -> AnyWorker:
         worker = self._workers.get(trainable.name)
