@@ -57,6 +57,7 @@ Weave = Annotated[
     str | None,
     typer.Option("--weave", metavar="PROJECT", help="Trace into a W&B Weave project; weave.init patches libraries globally."),
 ]
+Wandb = Annotated[str | None, typer.Option("--wandb", metavar="PROJECT", help="Send the metrics to Weights & Biases too.")]
 ConfigFile = Annotated[str, typer.Option("--config", help="The mcpServers file.")]
 Seed = Annotated[int, typer.Option("--seed", help="Decides every draw.")]
 Split = Annotated[str, typer.Option("--split", help="Which scenarios.")]
