@@ -74,7 +74,14 @@ Prepare = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 Lenient = Annotated[bool, typer.Option("--lenient", help="Also read tool calls written as bare or fenced JSON.")]
-Deterministic = Annotated[bool, typer.Option("--deterministic", help="Same seed, same trajectories to the last bit; slower.")]
+Deterministic = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic",
+        help="Same seed, machine and versions: same trajectories to the last bit; slower. Without vLLM and Unsloth. On a GPU "
+        "torch is held to deterministic algorithms; whether that is the last bit was not measured.",
+    ),
+]
 
 Engine = Annotated[
     Literal["transformers", "vllm"] | None,

@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 import art_mcp.errors
 from art_mcp.child import launch_command
 from art_mcp.errors import ArtMcpError, EngineError, describe
-from art_mcp.local.worker import Settings, Worker
+from art_mcp.local.worker import WORKSPACE, WORKSPACES, Settings, Worker
 from art_mcp.types import Completion, LoraSpec, ModelSpec, Policy, Sample, SamplingParams, Span, TrainConfig
 
 CLOSE_SECONDS = 10.0
@@ -39,7 +39,8 @@ class RemoteWorker:
 
     def __init__(self, name: str, spec: ModelSpec, settings: Settings) -> None:
         command = launch_command(sys.executable, ["-m", "art_mcp.local.remote"])
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        fixed = {WORKSPACE: WORKSPACES[0]} if settings.deterministic else {}
+        environment = {**fixed, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         # in a session of its own: Ctrl-C reaches us alone, and the child lives until its checkpoint is written
         self._process = subprocess.Popen(
             [command[0], *command[1]],

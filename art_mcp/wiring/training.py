@@ -132,9 +132,7 @@ async def carry_out(training: Training, run: Run, *, stage: Stage, clock: Clock,
     return report | ({"warm_start": run.manifest["warm_start"]} if training.warm_start else {})
 
 
-async def warm_up(
-    training: Training, run: Run, *, stage: Stage, clock: Clock, others: Sequence[Recorder], stream: Any
-) -> None:
+async def warm_up(training: Training, run: Run, *, stage: Stage, clock: Clock, others: Sequence[Recorder], stream: Any) -> None:
     """The supervised part of a run, and what it gave."""
     assert training.warm_start is not None
     lessons, plan = training.warm_start, training.plan

@@ -14,7 +14,7 @@ from toys import draw_tokens, save_toy
 from art_mcp.errors import EngineError, ModelError, TrainError
 from art_mcp.local.backend import LocalBackend
 from art_mcp.local.remote import RemoteWorker
-from art_mcp.local.worker import Settings, Worker
+from art_mcp.local.worker import WORKSPACE, Settings, Worker
 from art_mcp.model import TrainableModel
 from art_mcp.types import LoraSpec, ModelSpec, Sample, SamplingParams, TrainConfig
 
@@ -64,6 +64,22 @@ async def test_a_child_gives_the_numbers_of_this_process_to_the_last_bit(remote)
     assert await two_steps(remote) == wanted
 
 
+async def test_the_child_of_a_deterministic_run_starts_with_what_cublas_needs_unless_its_user_chose_it(
+    remote, spec, monkeypatch
+):
+    monkeypatch.setenv(WORKSPACE, ":16:8")
+    chosen = RemoteWorker("toy", spec, SETTINGS)
+    monkeypatch.delenv(WORKSPACE)
+    plain = RemoteWorker("toy", spec, Settings(threads=1))
+    assert [worker_of(family(worker)).environ().get(WORKSPACE) for worker in (remote, chosen, plain)] == [
+        ":4096:8",
+        ":16:8",
+        None,
+    ]
+    for worker in (chosen, plain):
+        await worker.close()
+
+
 async def test_failures_in_the_child_arrive_by_name(remote):
     with pytest.raises(TrainError, match="a demonstration has no sampled log probabilities"):
         await remote.train([Sample((1, 2), (False, True), None, 1.0)], CONFIG)
@@ -102,10 +118,15 @@ def family(worker):
     return [launcher, *launcher.children(recursive=True)]
 
 
+def worker_of(processes):
+    (child,) = [process for process in processes if process.cmdline()[1] == "-m"]  # the others are the launcher's
+    return child
+
+
 async def test_a_child_that_is_killed_fails_what_waits_for_it_and_says_so(spec):
     worker = RemoteWorker("toy", spec, SETTINGS)
     processes = family(worker)
-    (child,) = [process for process in processes if process.cmdline()[1] == "-m"]  # the others are the launcher's
+    child = worker_of(processes)
     sampling = [asyncio.create_task(worker.sample(PROMPT, params=ENDLESS, stop=frozenset())) for _ in range(2)]
     child.suspend()  # so that more than a pipe holds is still being written when it dies
     training = asyncio.create_task(worker.train([Sample((1, 2) * 100000, (False, True) * 100000, None, 1.0)], CONFIG))
