@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -85,8 +86,9 @@ async def test_failures_in_the_child_arrive_by_name(remote):
         await remote.train([Sample((1, 2), (False, True), None, 1.0)], CONFIG)
     with pytest.raises(EngineError, match="does not fit a context of 20000 tokens"):
         await remote.sample([1] * 20000, params=ENDLESS, stop=frozenset())
-    with pytest.raises(RuntimeError, match="ValueError"):
+    with pytest.raises(RuntimeError, match="ValueError") as bug:
         await remote.train([Sample((1, 2), (False, True), (0.0,), 1.0)], CONFIG)
+    assert re.search(r"torch_trainer\.py\", line \d+, in _learn", bug.value.__notes__[0])
 
 
 async def test_a_cancelled_request_is_cancelled_in_the_child_too(remote, tmp_path):
@@ -140,6 +142,13 @@ async def test_a_child_that_is_killed_fails_what_waits_for_it_and_says_so(spec):
         await worker.train([], CONFIG)
     await worker.close()
     assert psutil.wait_procs(processes, timeout=10)[1] == []
+
+
+def test_a_child_that_dies_in_the_middle_of_a_reply_is_told_of_and_nobody_waits_for_the_rest(spec, monkeypatch):
+    program = 'import sys; sys.stdin.readline(); sys.stdout.write(\'{"id": 0, "fac\')'
+    monkeypatch.setattr("art_mcp.local.remote.launch_command", lambda command, args: (command, ["-c", program]))
+    with pytest.raises(EngineError, match=r"the worker process \d+ has ended \(exit code 0\)"):
+        RemoteWorker("toy", spec, SETTINGS)
 
 
 async def test_a_model_that_cannot_be_loaded_is_refused_and_no_child_stays(tmp_path):
