@@ -57,6 +57,7 @@ Weave = Annotated[
     str | None,
     typer.Option("--weave", metavar="PROJECT", help="Trace into a W&B Weave project; weave.init patches libraries globally."),
 ]
+Wandb = Annotated[str | None, typer.Option("--wandb", metavar="PROJECT", help="Send the metrics to Weights & Biases too.")]
 ConfigFile = Annotated[str, typer.Option("--config", help="The mcpServers file.")]
 Seed = Annotated[int, typer.Option("--seed", help="Decides every draw.")]
 Split = Annotated[str, typer.Option("--split", help="Which scenarios.")]
@@ -73,7 +74,14 @@ Prepare = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 Lenient = Annotated[bool, typer.Option("--lenient", help="Also read tool calls written as bare or fenced JSON.")]
-Deterministic = Annotated[bool, typer.Option("--deterministic", help="Same seed, same trajectories to the last bit; slower.")]
+Deterministic = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic",
+        help="Same seed, machine and versions: same trajectories to the last bit; slower. Without vLLM and Unsloth. On a GPU "
+        "torch is held to deterministic algorithms; whether that is the last bit was not measured.",
+    ),
+]
 
 Engine = Annotated[
     Literal["transformers", "vllm"] | None,

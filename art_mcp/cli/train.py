@@ -39,7 +39,6 @@ WarmStart = Annotated[
     int | None,
     typer.Option("--warm-start", min=1, metavar="N", help="First learn from so many demonstrations (see art-mcp sft)."),
 ]
-Wandb = Annotated[str | None, typer.Option("--wandb", metavar="PROJECT", help="Send the metrics to Weights & Biases too.")]
 Curriculum = Annotated[
     bool, typer.Option("--curriculum", help="Draw scenarios that are neither always nor never solved, as measured so far.")
 ]
@@ -77,7 +76,7 @@ def command(
     engine_replicas: o.EngineReplicas = 1,
     trainer: o.Trainer = None,
     weave: o.Weave = None,
-    wandb: Wandb = None,
+    wandb: o.Wandb = None,
     json: o.Json = False,
 ) -> None:
     import anyio

@@ -51,9 +51,12 @@ class LocalBackend:
 
     `in_process`: the trainer (and transformers' engine) in this process (easy to debug, nothing is spawned) or in a child that
     is supervised and ends with this process, however that ends; default: here on a CPU, in a child with a GPU. Both give the
-    same numbers. `deterministic`: the same seed gives the same trajectories, to the last bit; rows are computed one at a time,
-    so it is several times slower. `threads`: torch's threads (default: all cores, but one for sampling a model under 10 M
-    parameters).
+    same numbers. `threads`: torch's threads (default: all cores, but one for sampling a model under 10 M parameters).
+
+    `deterministic`: with one machine and one set of versions the same seed gives the same trajectories, to the last bit; rows
+    are computed one at a time, on one thread, so it is several times slower. vLLM and Unsloth cannot promise it: they are not
+    used, and refused where they are asked for. On a GPU torch is held to deterministic algorithms, in the whole process, and an
+    operation that has none ends the run; that two runs on a GPU then agree to the last bit has not been measured.
 
     `engine`: "vllm", a server process that ends as the child does, or "transformers"; default: vLLM where it is installed, or
     `engine_python` names the interpreter of an environment that has it, and there is a GPU (the tiny policy is faster without).
@@ -139,6 +142,8 @@ class LocalBackend:
             raise ConfigError(
                 "vLLM's last bits depend on what else is in flight: deterministic runs need engine='transformers'"
             )
+        if self._trainer == "unsloth" and self._settings.deterministic:
+            raise ConfigError("nobody promises the last bits of Unsloth's kernels: deterministic runs need trainer='torch'")
         if self._engine == "vllm" and not self._vllm.python and not is_installed("vllm"):
             raise ConfigError(
                 "vLLM is not installed: pip install 'art-mcp[vllm]', or name the interpreter that has it as engine_python"

@@ -23,14 +23,12 @@ from art_mcp.core.dialect import TemplateDialect
 from art_mcp.core.parse import parse_calls
 from art_mcp.core.template import ChatTemplate
 from art_mcp.errors import ModelError, boundary
-from art_mcp.local.headers import refuse_pointer
+from art_mcp.local.folders import check_folder
 from art_mcp.sampling.tokenizer import BackendTokenizer
 from art_mcp.store.aside import put_back
 from art_mcp.types import LoraSpec, ModelSpec
 
 TINY = Path(__file__).resolve().parent.parent / "tiny_policy"
-
-VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 """What reading a model's files raises when they are missing, cut short or not each other's."""
@@ -132,22 +130,9 @@ def load_tokenizer(source: str) -> Any:
 
 
 def check_source(source: str) -> None:
-    folder = Path(source)
-    if not folder.is_dir():
-        if folder.is_absolute() or source.startswith(("./", "../", "~")):
-            raise ModelError(f"no model folder at {source}")
+    """Raises ModelError where `source` is neither a model's folder nor a name of the hub."""
+    if not check_folder(source):
         check_hub(source)
-        return
-    if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
-        raise ModelError(f"{source} is not a model folder: it has no config.json")
-    weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
-    if not weights:
-        raise ModelError(f"{source} has no weights: put *.safetensors there, or name another model")
-    vocabularies = [folder / name for name in VOCABULARIES if (folder / name).is_file()]
-    if not vocabularies:
-        raise ModelError(f"{source} has no tokenizer: put tokenizer.json there")
-    for file in (*vocabularies, *weights):
-        refuse_pointer(file)
 
 
 def check_hub(source: str) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from art_mcp.core.address import without_login
 from art_mcp.environment import Environment, load_environment
 from art_mcp.errors import ConfigError, ModelError, RunError, boundary
+from art_mcp.local.folders import check_folder
 from art_mcp.model import Model, TrainableModel
 from art_mcp.observe.waiting import waiting
 from art_mcp.ports import Progress, Toolbox, Tracer
@@ -70,9 +71,10 @@ class Stage:
 
 
 def model_spec(setting: Setting, *, resume: bool = False) -> ModelSpec:
-    """The model that `setting.model` names: "tiny", a model folder, a run ("runs/x", "x", "x@50", "runs/latest"), a hub id."""
+    """The model that `setting.model` names: "tiny", a model folder, a run ("runs/x", "x", "x@50", "runs/latest"), a hub id.
+    Raises ModelError for a folder from which none can be loaded; torch, which takes seconds, is not loaded for that."""
     lora = None if setting.lora is None else LoraSpec(rank=setting.lora)
-    source = find_model(setting.model)
+    source = look_over(find_model(setting.model))
     return ModelSpec(source=source, lora=lora, seed=setting.seed, resume=resume, lenient=setting.lenient)
 
 
@@ -92,6 +94,13 @@ def find_model(text: str) -> str:
     if not Path(text).exists() and (at or Path(text).parent == RUNS):  # no hub id looks like this
         open_run(RUNS / Path(name).name)
     return text
+
+
+def look_over(source: str) -> str:
+    """What `find_model` gave, unless it is a folder from which no model can be loaded: then ModelError."""
+    if source != "tiny":
+        check_folder(source)
+    return source
 
 
 def run_folder(text: str) -> Path | None:

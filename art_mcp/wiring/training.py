@@ -122,7 +122,7 @@ async def carry_out(training: Training, run: Run, *, stage: Stage, clock: Clock,
         clock.lap("evaluate_before")
         run.describe({"before": before})
         if training.warm_start and not run.manifest.get("warm_start", {}).get("done"):
-            await warm_up(training, run, stage=stage, clock=clock, stream=stream)
+            await warm_up(training, run, stage=stage, clock=clock, others=others, stream=stream)
         trained = await train_stage(stage, training, run, others=others, stream=stream)
         clock.lap("train")
         after = await measure(stage, training, stream=stream, label="after training")
@@ -135,7 +135,7 @@ async def carry_out(training: Training, run: Run, *, stage: Stage, clock: Clock,
     return report | ({"warm_start": run.manifest["warm_start"]} if training.warm_start else {})
 
 
-async def warm_up(training: Training, run: Run, *, stage: Stage, clock: Clock, stream: Any) -> None:
+async def warm_up(training: Training, run: Run, *, stage: Stage, clock: Clock, others: Sequence[Recorder], stream: Any) -> None:
     """The supervised part of a run, and what it gave."""
     assert training.warm_start is not None
     lessons, plan = training.warm_start, training.plan
@@ -147,6 +147,7 @@ async def warm_up(training: Training, run: Run, *, stage: Stage, clock: Clock, s
         plan=plan,
         config=training.config,
         keep=training.keep,
+        others=others,
         stream=stream,
     )
     clock.lap("warm_start")

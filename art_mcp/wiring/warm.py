@@ -87,9 +87,18 @@ def say_where_done(plan: Plan, *, taken: int, taught: int, spent: float, stream:
 
 
 async def learn_by_example(
-    stage: Stage, run: Run, *, lessons: Lessons, plan: Plan, config: TrainConfig, keep: int, stream: Any
+    stage: Stage,
+    run: Run,
+    *,
+    lessons: Lessons,
+    plan: Plan,
+    config: TrainConfig,
+    keep: int,
+    others: Sequence[Recorder],
+    stream: Any,
 ) -> dict[str, Any]:
-    """The supervised steps that are left, and a checkpoint whose optimizer begins anew; returns what the manifest says."""
+    """The supervised steps that are left, recorded by `others` too, and a checkpoint whose optimizer begins anew; returns what
+    the manifest says."""
     from art_mcp.local.torch_trainer import imitation_rate
 
     async def imitate(samples: Sequence[Sample], config: TrainConfig) -> Mapping[str, float]:
@@ -111,7 +120,7 @@ async def learn_by_example(
             lessons=lessons,
             config=config,
             highest_rate=rate,
-            recorder=Both(run, console),
+            recorder=Both(run, console, others),
             save=save,
             save_every=plan.save_every,
             seed=plan.seed,

@@ -16,6 +16,7 @@ import anyio
 import psutil
 import pytest
 
+from art_mcp.agent.imitation import Lessons
 from art_mcp.agent.loop import Plan
 from art_mcp.errors import ConfigError, EnvironmentLoadError, RunError
 from art_mcp.store.run import Run
@@ -172,24 +173,32 @@ def test_the_metrics_of_a_run_go_on_at_one_id_in_wandb_after_a_stop_and_no_other
 
     class Counted:
         def __init__(self):
-            self.steps = []
+            self.steps = []  # and of which part each is
 
         def groups(self, step, groups):
             pass
 
         def metrics(self, step, values):
-            self.steps.append(step)
+            self.steps.append((step, values.get("phase")))
 
     monkeypatch.setattr("art_mcp.observe.wandb_metrics.refuse_missing", lambda: None)
     monkeypatch.setattr("art_mcp.observe.wandb_metrics.open_wandb", kept)
-    asked = replace(ASKED, plan=Plan(steps=1, groups=1, rollouts=2), eval_n=0, wandb="team/project")
+    plan, lessons = Plan(steps=1, groups=1, rollouts=2), Lessons(demonstrations=2)
+    asked = replace(ASKED, plan=plan, eval_n=0, warm_start=lessons, wandb="team/project")
     train(asked, "watched")
     resume("watched", steps=2)
     run_at(project, "watched").folder.rename(project / "elsewhere")
     train(replace(asked, plan=replace(asked.plan, steps=0)), "watched")
     first, second, other = opened
-    assert first == ("team/project", Run(project / "elsewhere").manifest["wandb_id"], "watched", [0], True)
-    assert second == (*first[:3], [1], True)
+    assert first == (
+        "team/project",
+        Run(project / "elsewhere").manifest["wandb_id"],
+        "watched",
+        [(0, "warm start"), (1, None)],
+        True,
+    )
+    assert second == (*first[:3], [(2, None)], True)
+    assert other[3] == [(0, "warm start")]
     assert other[1] == run_at(project, "watched").manifest["wandb_id"] != first[1]
 
 
