@@ -184,7 +184,7 @@ def test_a_checkpoint_in_float32_goes_on_as_it_is_and_not_in_bfloat16(tmp_path):
     spec = ModelSpec(source=str(tmp_path / "saved"), resume=True)
     assert load_model(spec).facts["dtype"] == "float32"
     half, _ = open_half(tmp_path / "saved", resume=True)
-    with pytest.raises(RunError, match="saved was not trained in half precision.*leave dtype out"):
+    with pytest.raises(RunError, match=r"saved was not trained in half precision.*leave dtype out"):
         load_checkpoint(tmp_path / "saved", half)
 
 
