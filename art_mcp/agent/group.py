@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import anyio
 
 from art_mcp.agent.converse import converse
+from art_mcp.agent.places import Places, places_of
 from art_mcp.agent.rollout import name_rollout, rollout
 from art_mcp.agent.trace import outcome_of, rewards_of, traced
 from art_mcp.environment import Environment
@@ -68,6 +69,7 @@ class Play:
     toolbox: Toolbox
     temperature: float
     key: tuple[int, int]
+    places: Places
     tracer: Tracer | None = None
 
     async def attempt(self, scenario: Scenario, number: int) -> Outcome:
@@ -105,7 +107,9 @@ class Play:
             return await converse(scenario, chat=chat, **shared)
         assert isinstance(self.model, TrainableModel)
         starts = await self.model.ready()
-        trajectory = await rollout(scenario, sampler=self.model.sampler(), dialect=self.model.dialect(), **shared)
+        limit = self.places.clocks.limit
+        sampler, dialect = self.model.sampler(), self.model.dialect()
+        trajectory = await rollout(scenario, sampler=sampler, dialect=dialect, limit=limit, **shared)
         if trajectory.stop_reason is StopReason.TIME_LIMIT and await self.model.ready() != starts:
             raise EngineError("the engine died, and another was started while this rollout's time ran")
         return trajectory
@@ -128,7 +132,7 @@ async def gather_trajectory_groups(
     environment: Environment,
     toolbox: Toolbox,
     rollouts: int = 8,
-    concurrency: int = 128,
+    concurrency: int | Places = 128,
     temperature: float = 1.0,
     seed: int = 0,
     step: int | None = None,
@@ -138,18 +142,19 @@ async def gather_trajectory_groups(
     """Plays every scenario `rollouts` times with the model's current policy and scores it: one group a scenario, in order.
 
     `model`: a TrainableModel, or a remote Model, whose groups have no spans to learn from. `concurrency` bounds the rollouts in
-    flight over all groups. `step` (default: the model's; 0 for a remote one) and `seed` key every draw; a scenario that stands
-    here twice is drawn anew the second time. `tracer` watches (default: that of the model's backend).
+    flight over all groups: a number, or places that are shared with other batches. `step` (default: the model's; 0 for a remote
+    one) and `seed` key every draw; a scenario that stands here twice is drawn anew the second time. `tracer` watches (default:
+    that of the model's backend).
 
     A rollout that the world broke (RolloutError) becomes a FailedRollout of its group and the others go on; anything else is a
     bug and raises, the first one as it is.
     """
     if step is None:
         step = await model.get_step() if isinstance(model, TrainableModel) else 0
-    tracer = tracer or model.tracer
+    tracer, places = tracer or model.tracer, places_of(concurrency)
     with first_failure():
         async with door_to(model) as chat:
-            play = Play(model, chat, environment, toolbox, temperature, (seed, step), tracer)
+            play = Play(model, chat, environment, toolbox, temperature, (seed, step), places, tracer)
 
             async def attempt(scenario: Scenario, number: int) -> Sequence[Outcome]:
                 return [await play.attempt(scenario, number)]
@@ -158,7 +163,7 @@ async def gather_trajectory_groups(
                 attempt,
                 scenarios,
                 rollouts=rollouts,
-                concurrency=concurrency,
+                concurrency=places,
                 progress=progress,
                 tracer=tracer,
                 step=step,
@@ -170,14 +175,14 @@ async def gather_groups(
     scenarios: Sequence[Scenario],
     *,
     rollouts: int,
-    concurrency: int,
+    concurrency: int | Places,
     progress: Progress | None = None,
     tracer: Tracer | None = None,
     step: int = 0,
 ) -> list[TrajectoryGroup]:
     """A group for each scenario, of what `attempt(scenario, number)` made of its rollouts: a failure, or a trajectory and its
     branches, of which `progress` is told the last. What `attempt` raises is raised, the first one as it is."""
-    limiter, watcher = anyio.CapacityLimiter(concurrency), progress or Silent()
+    places, watcher = places_of(concurrency), progress or Silent()
     firsts = first_numbers(scenarios, rollouts)
     groups: dict[int, TrajectoryGroup] = {}
 
@@ -185,7 +190,7 @@ async def gather_groups(
         scenario, outcomes = scenarios[place], dict[int, Sequence[Outcome]]()
 
         async def one(number: int) -> None:
-            async with limiter:
+            async with places.take():
                 outcome = await attempt(scenario, firsts[place] + number)
             outcomes[number] = outcome
             watcher.finished(outcome[-1])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
@@ -55,8 +56,9 @@ async def rollout(
     key: Sequence[object] = (0, 0),
     number: int = 0,
     tracer: Tracer | None = None,
+    limit: Callable[[float], AbstractContextManager[object]] = anyio.move_on_after,
 ) -> Trajectory:
-    """Plays `scenario` until an answer without a call, or a limit.
+    """Plays `scenario` until an answer without a call, or a limit. `limit` is the block that ends after `limits.seconds`.
 
     Every draw depends on (`key`, scenario id, `number`, turn) alone; `key` is (run seed, step), `number` the rollout's
     place in its group. The spans are never longer than `limits.tokens` or the model's context.
@@ -69,7 +71,7 @@ async def rollout(
     seed_key = (*key, scenario.id, number)
     began = monotonic()
     reason = StopReason.TIME_LIMIT
-    with anyio.move_on_after(limits.seconds):
+    with limit(limits.seconds):
         reason = await play(
             transcript,
             sampler=sampler,
