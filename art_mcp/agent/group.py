@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -61,7 +61,8 @@ class Metered:
 
 @dataclass(frozen=True, slots=True)
 class Play:
-    """What all rollouts of a batch share; `key` is (run seed, step), `chat` the door to a remote model."""
+    """What all rollouts of a batch share; `key` is (run seed, step), `chat` the door to a remote model, `limit` that of the time
+    of a rollout on a model of ours."""
 
     model: Model[Any]
     chat: Chat | None
@@ -69,8 +70,8 @@ class Play:
     toolbox: Toolbox
     temperature: float
     key: tuple[int, int]
-    places: Places
     tracer: Tracer | None = None
+    limit: Callable[[float], AbstractContextManager[object]] = anyio.move_on_after
 
     async def attempt(self, scenario: Scenario, number: int) -> Outcome:
         """One rollout, scored; or what the world did to it."""
@@ -107,9 +108,8 @@ class Play:
             return await converse(scenario, chat=chat, **shared)
         assert isinstance(self.model, TrainableModel)
         starts = await self.model.ready()
-        limit = self.places.clocks.limit
         sampler, dialect = self.model.sampler(), self.model.dialect()
-        trajectory = await rollout(scenario, sampler=sampler, dialect=dialect, limit=limit, **shared)
+        trajectory = await rollout(scenario, sampler=sampler, dialect=dialect, limit=self.limit, **shared)
         if trajectory.stop_reason is StopReason.TIME_LIMIT and await self.model.ready() != starts:
             raise EngineError("the engine died, and another was started while this rollout's time ran")
         return trajectory
@@ -154,7 +154,7 @@ async def gather_trajectory_groups(
     tracer, places = tracer or model.tracer, places_of(concurrency)
     with first_failure():
         async with door_to(model) as chat:
-            play = Play(model, chat, environment, toolbox, temperature, (seed, step), places, tracer)
+            play = Play(model, chat, environment, toolbox, temperature, (seed, step), tracer, places.clocks.limit)
 
             async def attempt(scenario: Scenario, number: int) -> Sequence[Outcome]:
                 return [await play.attempt(scenario, number)]

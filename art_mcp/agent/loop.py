@@ -185,7 +185,7 @@ async def learn(model: TrainableModel[Any], played: Played, *, config: TrainConf
     trained = monotonic()
     seconds = {"seconds_rollout": played.seconds, "seconds_waited": played.waited, "seconds_train": trained - began}
     told = {**seconds, "seconds_total": trained - book.began, "staleness": staleness(played.groups, step)}
-    book.enter(step, played.groups, {**metrics, **told, **places.meter.lap()})
+    book.enter(step, played.groups, {**metrics, **told, **places.lap()})
 
 
 def open_book(

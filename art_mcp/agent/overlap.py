@@ -108,6 +108,7 @@ class Rounds:
         with batch.scope:
             if after is not None:
                 await after.begun.wait()
+                await anyio.lowlevel.checkpoint_if_cancelled()  # which waiting for what is there is not
             batch.began = monotonic()
             batch.groups = await self.gather(batch.step, self.places.told(batch.begin_one))
         batch.over = monotonic()

@@ -17,23 +17,24 @@ class Meter:
     """How many rollouts are in flight, and what that was over time."""
 
     flying: int = 0
-    since: float = field(default_factory=monotonic)
     began: float = field(default_factory=monotonic)
-    summed: float = 0.0
+    since: float = field(default_factory=monotonic)
+    flown: float = 0.0
     idle: float = 0.0
 
     def count(self, change: int) -> None:
         now = monotonic()
-        self.summed += self.flying * (now - self.since)
+        self.flown += self.flying * (now - self.since)
         self.idle += 0.0 if self.flying else now - self.since
         self.flying, self.since = self.flying + change, now
 
-    def lap(self) -> dict[str, float]:
-        """Since the last lap: the mean number in flight, and the seconds in which there was none."""
+    def lap(self, places: float) -> dict[str, float]:
+        """Since the last lap: the seconds in which nothing was in flight; and those in which a place was free, the mean over so
+        many places."""
         self.count(0)
-        seconds = self.since - self.began
-        found = {"in_flight": self.summed / seconds if seconds else 0.0, "seconds_idle": self.idle}
-        self.began, self.summed, self.idle = self.since, 0.0, 0.0
+        free = max(0.0, self.since - self.began - self.flown / places)
+        found = {"seconds_idle": self.idle, "seconds_free": free}
+        self.began, self.flown, self.idle = self.since, 0.0, 0.0
         return found
 
 
@@ -100,6 +101,10 @@ class Places:
                 yield
             finally:
                 self.meter.count(-1)
+
+    def lap(self) -> dict[str, float]:
+        """How well they were used since the last lap, as `Meter.lap` tells it."""
+        return self.meter.lap(self.limiter.total_tokens)
 
     def told(self, begins: Callable[[], None]) -> Places:
         """The same places for a batch whose beginnings `begins` is told of."""

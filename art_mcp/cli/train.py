@@ -43,6 +43,12 @@ Wandb = Annotated[str | None, typer.Option("--wandb", metavar="PROJECT", help="S
 Curriculum = Annotated[
     bool, typer.Option("--curriculum", help="Draw scenarios that are neither always nor never solved, as measured so far.")
 ]
+Overlap = Annotated[
+    bool,
+    typer.Option(
+        "--overlap", help="Begin the next step's rollouts while this one's last are played and trained (one-step off-policy)."
+    ),
+]
 
 
 def command(
@@ -62,6 +68,7 @@ def command(
     lora: o.Lora = None,
     warm_start: WarmStart = None,
     curriculum: Curriculum = False,
+    overlap: Overlap = False,
     prepare: o.Prepare = False,
     control: Control = "none",
     eval_n: o.EvalN = 1000,
@@ -104,7 +111,7 @@ def asked_for(given: Mapping[str, Any], limits: Mapping[str, Any]) -> Training:
     from art_mcp.types import TrainConfig
     from art_mcp.wiring.training import Training
 
-    shape = {name: given[name] for name in ("groups", "rollouts", "save_every", "seed")}
+    shape = {name: given[name] for name in ("groups", "rollouts", "save_every", "seed", "overlap")}
     plan = Plan(**shape, **(limits or {"steps": DEFAULT_STEPS}), draw="solved" if given["curriculum"] else "uniform")
     objective = {name: given[name] for name in ("learning_rate", "temperature", "control", "seed")}
     config = TrainConfig(**objective)

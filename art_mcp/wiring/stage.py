@@ -19,6 +19,7 @@ from art_mcp.types import LoraSpec, ModelSpec
 
 if TYPE_CHECKING:
     from art_mcp.agent.evaluate import Evaluation
+    from art_mcp.agent.loop import Plan
     from art_mcp.local.backend import LocalBackend
 
 RUNS = Path("runs")
@@ -161,6 +162,15 @@ async def open_scene(setting: Setting, *, splits: Sequence[str], api_key: str | 
         open_tools(environment.servers, config=setting.config, only=environment.tools) as toolbox,
     ):
         yield Scene(environment, toolbox, model, tracer)
+
+
+def refuse_overlap(setting: Setting, plan: Plan) -> None:
+    """Raises ConfigError where the policy that samples a turn would depend on time, and must not."""
+    if plan.overlap and setting.deterministic:
+        raise ConfigError(
+            "a deterministic run cannot overlap its steps: how long one takes would decide which policy samples a turn of the "
+            "next; leave out --overlap or --deterministic"
+        )
 
 
 def is_endpoint(model: str) -> bool:
