@@ -61,8 +61,8 @@ class Metered:
 
 @dataclass(frozen=True, slots=True)
 class Play:
-    """What all rollouts of a batch share; `key` is (run seed, step), `chat` the door to a remote model, `limit` that of the time
-    of a rollout on a model of ours."""
+    """What all rollouts of a batch share; `key` is (run seed, step), `chat` the door to a remote model, `limit` the block in
+    which one on a model of ours has its time."""
 
     model: Model[Any]
     chat: Chat | None

@@ -95,8 +95,6 @@ def command(
     if resume is not None:
         refuse_others(context)
         report = anyio.run(lambda: training.resume(resume, plan=changes, stream=sys.stderr))
-    elif environment is None:
-        raise ConfigError("name an environment (such as calculator), or --resume RUN")
     else:
         report = anyio.run(lambda: training.train(asked_for(context.params, changes), name=name, stream=sys.stderr))
     show(report)
@@ -105,12 +103,15 @@ def command(
 
 
 def asked_for(given: Mapping[str, Any], limits: Mapping[str, Any]) -> Training:
-    """The run that a command line asks for, with `limits` of the plan, where there are any."""
+    """The run that a command line asks for, with `limits` of the plan, where there are any. Raises ConfigError without an
+    environment."""
     from art_mcp.agent.imitation import Lessons
     from art_mcp.agent.loop import Plan
     from art_mcp.types import TrainConfig
     from art_mcp.wiring.training import Training
 
+    if given["environment"] is None:
+        raise ConfigError("name an environment (such as calculator), or --resume RUN")
     shape = {name: given[name] for name in ("groups", "rollouts", "save_every", "seed", "overlap")}
     plan = Plan(**shape, **(limits or {"steps": DEFAULT_STEPS}), draw="solved" if given["curriculum"] else "uniform")
     objective = {name: given[name] for name in ("learning_rate", "temperature", "control", "seed")}
