@@ -207,10 +207,10 @@ async def test_the_last_step_has_nothing_ahead():
     assert begins(house) == [0, 0, 1, 1]
 
 
-async def play_rounds(gather, steps, **options):
+async def play_rounds(gather, count, **options):
     options = {"places": places_of(2), "rollouts": 1, "ahead": True, **options}
     async with open_rounds(gather, **options) as rounds:
-        return [(await rounds.play(step)).groups for step in range(steps)]
+        return [(await rounds.play(step)).groups for step in range(count)]
 
 
 async def test_seconds_that_run_out_cancel_what_is_ahead_and_nothing_more_begins():
@@ -233,6 +233,36 @@ async def test_seconds_that_run_out_cancel_what_is_ahead_and_nothing_more_begins
     asked.clear()
     await play_rounds(gather, 1, until=anyio.current_time() - 1)
     assert asked == [0]
+
+
+async def test_a_step_is_not_even_drawn_before_all_rollouts_of_the_one_before_have_begun():
+    events = []
+
+    async def gather(step, places):
+        events.append(f"ask {step}")
+        for _ in range(20):
+            await anyio.lowlevel.checkpoint()
+        async with places.take():
+            events.append(f"begin {step}")
+        return [TrajectoryGroup(())]
+
+    await play_rounds(gather, 3, steps=3)
+    assert events == [f"{what} {step}" for step in range(3) for what in ("ask", "begin")]
+
+
+async def test_seconds_that_run_out_while_a_step_is_this_one_do_not_cut_it_and_the_end_of_the_block_cuts_what_is_ahead():
+    async def gather(step, places):
+        async with places.take():
+            while step == 1 and anyio.current_time() < until + 0.1:
+                await anyio.lowlevel.checkpoint()
+            if step == 2:
+                await anyio.sleep_forever()
+        return [TrajectoryGroup((), scenario=scenario(str(step)))]
+
+    until = anyio.current_time() + 0.2
+    assert [groups[0].scenario.prompt for groups in await play_rounds(gather, 2, until=until)] == ["0", "1"]
+    with anyio.fail_after(60):
+        await play_rounds(gather, 2)
 
 
 async def test_a_step_that_was_cancelled_ahead_and_is_wanted_all_the_same_is_played():
