@@ -17,11 +17,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +27,13 @@ import anyio
 
 from art_mcp.agent.demonstrate import Demonstration, sample_of
 from art_mcp.agent.imitation import Lessons, imitation_loop
-from art_mcp.agent.loop import check_alive, summarize
 from art_mcp.core.samples import make_sample
 from art_mcp.types import Sample, ScoredTrajectory, TrainConfig
-from benchmarks.gpu_replay import Recorded, cpu_seconds, first_token, replay
+from benchmarks.gpu_reinforce import Run, compare_with_raw, reinforce
+from benchmarks.gpu_replay import Recorded
 from benchmarks.gpu_report import Clock, Curve, Report, describe_run, mcnemar
 from benchmarks.gpu_setup import make_backend, make_spec, parser_of
-from benchmarks.gpu_stage import Condition, Draw, measure, open_conditions, play, play_demonstrations
+from benchmarks.gpu_stage import Condition, measure, open_conditions, play_demonstrations
 
 MAIN, BEYOND = (1, 2, 3, 4, 5), (6, 7, 8)
 DECODINGS = {"greedy": 0.0, "sampled": 1.0}
@@ -56,6 +54,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--scale-advantages", action="store_true")
     parser.add_argument("--progress", type=float, default=0.0, help="reward for steps on the way, at most so much")
     parser.add_argument("--uniform", action="store_true", help="draw levels uniformly, not by what there is to learn")
+    parser.add_argument("--overlap", action="store_true", help="play the next step beside this one (one-step off-policy)")
     parser.add_argument("--control", choices=("none", "shuffled"), default="none")
     parser.add_argument("--eval-n", type=int, default=500, help="held-out questions of levels 1 to 5, for each figure")
     parser.add_argument("--no-before", action="store_true", help="do not evaluate before training")
@@ -63,32 +62,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--save", type=Path, help="where the trained model is left")
     parser.add_argument("--dump", type=Path, help="a file for the tokens and logprobs of the evaluations at temperature 1")
     return parser.parse_args(argv)
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Everything open."""
-
-    arguments: argparse.Namespace
-    model: Recorded
-    backend: Any
-    conditions: Sequence[Condition]
-    clock: Clock
-    report: Report
-    curve: Curve
-    shown: Sequence[Demonstration]
-
-    @property
-    def config(self) -> TrainConfig:
-        given = self.arguments
-        return TrainConfig(
-            learning_rate=given.learning_rate,
-            scale_advantages=given.scale_advantages,
-            micro_batch_tokens=given.micro_batch_tokens,
-            control=given.control,
-            seed=given.seed,
-            temperature=given.temperature,
-        )
 
 
 async def evaluate_all(
@@ -176,55 +149,6 @@ async def warm_start(run: Run, *, seconds: float) -> dict[str, Any]:
     return {"demonstrations": len(samples), "seconds_learning": learned, "steps": len(run.curve.rows)}
 
 
-async def reinforce(run: Run, *, seconds: float) -> dict[str, Any]:
-    """Reinforcement learning for so many seconds: half of a step's questions with `evaluate` offered."""
-    given, began, first = run.arguments, time.monotonic(), len(run.curve.rows)
-    draw = Draw(run.conditions, seed=given.seed, curriculum=not given.uniform)
-    steps = 0
-    while (spent := time.monotonic() - began) < seconds and (given.steps is None or steps < given.steps):
-        step = await run.model.get_step()
-        run.model.requests.clear()
-        started, cpu = time.monotonic(), cpu_seconds()
-        share = given.groups // len(run.conditions)
-        picked = [draw.pick(condition, step=step, count=share) for condition in run.conditions]
-        played = await play(
-            run.conditions,
-            picked,
-            model=run.model,
-            rollouts=given.rollouts,
-            concurrency=given.concurrency,
-            seed=given.seed,
-            step=step,
-            temperature=given.temperature,
-        )
-        groups = [group for part in played for group in part]
-        check_alive(groups)
-        rolled, used = time.monotonic(), cpu_seconds() - cpu
-        rate = rate_at(given, spent / seconds)
-        metrics = await run.model.train(groups, config=run.config.with_(learning_rate=rate))
-        trained = time.monotonic()
-        first = await first_token(run.model, run.model.requests[0].token_ids)
-        solved = {}
-        for condition, part in zip(run.conditions, played, strict=True):
-            draw.observe(condition, part)
-            each = [condition.train.solved(one) for group in part for one in group.trajectories]
-            solved[f"solved_{condition.name}"] = sum(each) / max(1, len(each))
-        times = {"seconds_rollout": rolled - started, "seconds_train": trained - rolled, "seconds": trained - began}
-        times |= {"client_cpu_in_rollout": used / (rolled - started), "seconds_first_token": first}
-        summary = {**summarize(groups), **metrics, **solved, **times, "levels": draw.state()}
-        run.curve.metrics(step, summary)
-        run.report.add(curve=run.curve.rows)
-        steps += 1
-    return {"steps": len(run.curve.rows) - first, "seconds": time.monotonic() - began, "levels": draw.state()}
-
-
-def rate_at(arguments: argparse.Namespace, share: float) -> float:
-    if arguments.final_rate is None:
-        return arguments.learning_rate
-    fall = 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-    return arguments.final_rate + (arguments.learning_rate - arguments.final_rate) * fall
-
-
 async def learn(run: Run) -> None:
     """Both kinds of training within `--seconds`, which the deadline may shorten."""
     given = run.arguments
@@ -238,17 +162,6 @@ async def learn(run: Run) -> None:
             began += time.monotonic() - paused
     left = min(seconds - (time.monotonic() - began), run.clock.left(reserve=EVALUATE_AFTER))
     run.report.add(reinforcement=await reinforce(run, seconds=left), training_seconds=time.monotonic() - began)
-
-
-async def compare_with_raw(run: Run) -> None:
-    """The last step's requests again, without tools: what the rollouts could have been."""
-    row = run.curve.rows[-1]
-    if run.arguments.engine == "vllm" and run.model.requests and "seconds_rollout" in row:
-        ours = row["sampled_tokens"] / row["seconds_rollout"]
-        requests = list(run.model.requests)
-        raw = await replay(requests, worker=run.backend.sampler(run.model), concurrency=run.arguments.concurrency)
-        run.report.add(raw=raw, rollout_tokens_per_second=ours, rollout_to_raw=ours / raw["tokens_per_second"])
-        run.clock.say(f"rollouts {ours:.0f} tokens/s, raw {raw['tokens_per_second']:.0f}")
 
 
 def compare(run: Run, after: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +26,10 @@ class Request:
 
 
 class Recording:
-    """A Sampler that notes what it is asked."""
+    """A Sampler that tells what it is asked, once it has answered."""
 
-    def __init__(self, sampler: Sampler, requests: list[Request]) -> None:
-        self._sampler, self._requests = sampler, requests
+    def __init__(self, sampler: Sampler, tell: Callable[[Request], None]) -> None:
+        self._sampler, self._tell = sampler, tell
 
     @property
     def policy(self) -> Policy:
@@ -45,17 +45,22 @@ class Recording:
         began = time.monotonic()
         completion = await self._sampler.sample(token_ids, params=params, stop=stop, shared=shared)
         taken = Request(tuple(token_ids), len(completion.span.token_ids), params.seed, began, time.monotonic())
-        self._requests.append(taken)
+        self._tell(taken)
         return completion
 
 
 class Recorded(TrainableModel[None]):
-    """A model whose requests are kept in `requests`."""
+    """A model whose requests are kept in `requests`, until somebody forgets them; `sampled` tokens were answered to all."""
 
     requests: list[Request]
+    sampled = 0
 
     def sampler(self) -> Sampler:
-        return Recording(super().sampler(), self.requests)
+        return Recording(super().sampler(), self.keep)
+
+    def keep(self, request: Request) -> None:
+        self.requests.append(request)
+        self.sampled += request.sampled
 
 
 def cpu_seconds() -> float:

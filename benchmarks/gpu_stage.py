@@ -19,6 +19,7 @@ from art_mcp.agent.demonstrate import Demonstration, show_solutions
 from art_mcp.agent.evaluate import balanced, evaluation, wilson
 from art_mcp.agent.group import gather_trajectory_groups
 from art_mcp.agent.loop import pick
+from art_mcp.agent.places import Places, places_of
 from art_mcp.environment import Environment, load_environment
 from art_mcp.model import TrainableModel
 from art_mcp.ports import Toolbox
@@ -133,13 +134,14 @@ async def play(
     *,
     model: TrainableModel[Any],
     rollouts: int,
-    concurrency: int,
+    concurrency: int | Places,
     seed: int,
     step: int,
     temperature: float,
 ) -> list[list[TrajectoryGroup]]:
-    """The groups of each condition, all played at the same time."""
+    """The groups of each condition, all played at the same time, `concurrency` rollouts of both."""
     found: list[list[TrajectoryGroup]] = [[] for _ in conditions]
+    places = places_of(concurrency)
 
     async def one(place: int, condition: Condition) -> None:
         found[place] = await gather_trajectory_groups(
@@ -148,7 +150,7 @@ async def play(
             environment=condition.train,
             toolbox=condition.toolbox,
             rollouts=rollouts,
-            concurrency=max(1, concurrency // len(conditions)),
+            concurrency=places,
             seed=seed,
             step=step,
             temperature=temperature,

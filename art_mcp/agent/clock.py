@@ -1,8 +1,10 @@
-"""The time that one rollout may take: it stands still while the rollout waits for an engine that is not ready."""
+"""The time that one rollout may take: it stands still while the rollout waits for an engine, or is held with all others."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from math import inf
 from typing import TypeAlias
 
@@ -26,7 +28,7 @@ class Clock:
         self._began = anyio.current_time()
         self._stood = self._stopped = 0.0
         self._left = seconds
-        self._waiting = 0
+        self._stops = 0
         self.failure: EngineError | None = None
         """The last that `ready` raised."""
         self.limit = anyio.CancelScope(deadline=self._began + seconds)
@@ -34,23 +36,63 @@ class Clock:
     @property
     def seconds(self) -> float:
         """How long it has run."""
-        return (self._stopped if self._waiting else anyio.current_time()) - self._began - self._stood
+        return (self._stopped if self._stops else anyio.current_time()) - self._began - self._stood
 
-    async def ready(self) -> None:
-        """Waits for the engine; the clock stands still until all that wait have it. Raises what `ready` raises."""
-        if not self._waiting:
+    def stop(self) -> None:
+        """It stands still until each that stopped it has let it go on."""
+        if not self._stops:
             self._stopped = anyio.current_time()
             self._left = self.limit.deadline - self._stopped
             self.limit.deadline = inf
-        self._waiting += 1
+        self._stops += 1
+
+    def go_on(self) -> None:
+        self._stops -= 1
+        if not self._stops:
+            now = anyio.current_time()
+            self._stood += now - self._stopped
+            self.limit.deadline = now + self._left
+
+    async def ready(self) -> None:
+        """Waits for the engine; the clock stands still until all that wait have it. Raises what `ready` raises."""
+        self.stop()
         try:
             await self._ready()
         except EngineError as error:
             self.failure = error
             raise
         finally:
-            self._waiting -= 1
-            if not self._waiting:
-                now = anyio.current_time()
-                self._stood += now - self._stopped
-                self.limit.deadline = now + self._left
+            self.go_on()
+
+
+@dataclass(slots=True)
+class Clocks:
+    """Those of a run's rollouts, which can be held all at once."""
+
+    running: set[Clock] = field(default_factory=set[Clock])
+    holding: bool = False
+
+    @contextmanager
+    def limit(self, clock: Clock) -> Generator[None]:
+        """Cancels the block when `clock` has run out."""
+        with clock.limit:
+            self.running.add(clock)
+            if self.holding:
+                clock.stop()
+            try:
+                yield
+            finally:
+                self.running.discard(clock)
+
+    @contextmanager
+    def held(self) -> Generator[None]:
+        """No clock runs within the block."""
+        self.holding = True
+        for clock in self.running:
+            clock.stop()
+        try:
+            yield
+        finally:
+            self.holding = False
+            for clock in self.running:
+                clock.go_on()

@@ -10,7 +10,9 @@ from typing import Any, TypeAlias
 
 import anyio
 
+from art_mcp.agent.clock import Clocks
 from art_mcp.agent.converse import converse
+from art_mcp.agent.places import Places, places_of
 from art_mcp.agent.rollout import name_rollout, rollout
 from art_mcp.agent.trace import outcome_of, rewards_of, traced
 from art_mcp.environment import Environment
@@ -59,7 +61,8 @@ class Metered:
 
 @dataclass(frozen=True, slots=True)
 class Play:
-    """What all rollouts of a batch share; `key` is (run seed, step), `chat` the door to a remote model."""
+    """What all rollouts of a batch share; `key` is (run seed, step), `chat` the door to a remote model; a model of
+    ours is played with by `clocks`."""
 
     model: Model[Any]
     chat: Chat | None
@@ -68,6 +71,7 @@ class Play:
     temperature: float
     key: tuple[int, int]
     tracer: Tracer | None = None
+    clocks: Clocks | None = None
 
     async def attempt(self, scenario: Scenario, number: int) -> Outcome:
         """One rollout, scored; or what the world did to it."""
@@ -103,8 +107,9 @@ class Play:
         if chat is not None:
             return await converse(scenario, chat=chat, **shared)
         assert isinstance(self.model, TrainableModel)
-        model = self.model
-        return await rollout(scenario, sampler=model.sampler(), dialect=model.dialect(), ready=model.ready, **shared)
+        model, clocks = self.model, self.clocks
+        sampler, dialect = model.sampler(), model.dialect()
+        return await rollout(scenario, sampler=sampler, dialect=dialect, ready=model.ready, clocks=clocks, **shared)
 
 
 @asynccontextmanager
@@ -124,7 +129,7 @@ async def gather_trajectory_groups(
     environment: Environment,
     toolbox: Toolbox,
     rollouts: int = 8,
-    concurrency: int = 128,
+    concurrency: int | Places = 128,
     temperature: float = 1.0,
     seed: int = 0,
     step: int | None = None,
@@ -134,18 +139,19 @@ async def gather_trajectory_groups(
     """Plays every scenario `rollouts` times with the model's current policy and scores it: one group a scenario, in order.
 
     `model`: a TrainableModel, or a remote Model, whose groups have no spans to learn from. `concurrency` bounds the rollouts in
-    flight over all groups. `step` (default: the model's; 0 for a remote one) and `seed` key every draw; a scenario that stands
-    here twice is drawn anew the second time. `tracer` watches (default: that of the model's backend).
+    flight over all groups: a number, or places that are shared with other batches. `step` (default: the model's; 0 for a remote
+    one) and `seed` key every draw; a scenario that stands here twice is drawn anew the second time. `tracer` watches (default:
+    that of the model's backend).
 
     A rollout that the world broke (RolloutError) becomes a FailedRollout of its group and the others go on; anything else is a
     bug and raises, the first one as it is.
     """
     if step is None:
         step = await model.get_step() if isinstance(model, TrainableModel) else 0
-    tracer = tracer or model.tracer
+    tracer, places = tracer or model.tracer, places_of(concurrency)
     with first_failure():
         async with door_to(model) as chat:
-            play = Play(model, chat, environment, toolbox, temperature, (seed, step), tracer)
+            play = Play(model, chat, environment, toolbox, temperature, (seed, step), tracer, places.clocks)
 
             async def attempt(scenario: Scenario, number: int) -> Sequence[Outcome]:
                 return [await play.attempt(scenario, number)]
@@ -154,7 +160,7 @@ async def gather_trajectory_groups(
                 attempt,
                 scenarios,
                 rollouts=rollouts,
-                concurrency=concurrency,
+                concurrency=places,
                 progress=progress,
                 tracer=tracer,
                 step=step,
@@ -166,14 +172,14 @@ async def gather_groups(
     scenarios: Sequence[Scenario],
     *,
     rollouts: int,
-    concurrency: int,
+    concurrency: int | Places,
     progress: Progress | None = None,
     tracer: Tracer | None = None,
     step: int = 0,
 ) -> list[TrajectoryGroup]:
     """A group for each scenario, of what `attempt(scenario, number)` made of its rollouts: a failure, or a trajectory and its
     branches, of which `progress` is told the last. What `attempt` raises is raised, the first one as it is."""
-    limiter, watcher = anyio.CapacityLimiter(concurrency), progress or Silent()
+    places, watcher = places_of(concurrency), progress or Silent()
     firsts = first_numbers(scenarios, rollouts)
     groups: dict[int, TrajectoryGroup] = {}
 
@@ -181,7 +187,7 @@ async def gather_groups(
         scenario, outcomes = scenarios[place], dict[int, Sequence[Outcome]]()
 
         async def one(number: int) -> None:
-            async with limiter:
+            async with places.take():
                 outcome = await attempt(scenario, firsts[place] + number)
             outcomes[number] = outcome
             watcher.finished(outcome[-1])

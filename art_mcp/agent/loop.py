@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
 from statistics import fmean
 from time import monotonic
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import anyio
 
 from art_mcp.agent.curriculum import Curriculum, outcomes_of, solved_by_level
 from art_mcp.agent.group import gather_trajectory_groups
+from art_mcp.agent.overlap import Gather, Played, Rounds, open_rounds, staleness
+from art_mcp.agent.places import Places, places_of
 from art_mcp.environment import Environment
-from art_mcp.errors import EngineError, TrainError
+from art_mcp.errors import TrainError
 from art_mcp.model import TrainableModel
 from art_mcp.ports import Progress, Recorder, Toolbox
 from art_mcp.types import Scenario, TrainConfig, TrajectoryGroup
@@ -29,8 +32,12 @@ Item = TypeVar("Item")
 class Plan:
     """How much to train: `groups` scenarios a step, each played `rollouts` times, until `steps` or `seconds` are spent.
 
-    `save_every`: steps between checkpoints (0: only at the end). `seed` keys every draw of the run. `draw`: a walk through the
-    split, or what is neither always nor never solved (`curriculum`).
+    `concurrency` bounds the rollouts in flight. `save_every`: steps between checkpoints (0: only at the end). `seed` keys every
+    draw of the run. `draw`: a walk through the split, or what is neither always nor never solved (`curriculum`).
+
+    `overlap`: the next step's rollouts begin while the last of this one's are played, and go on while it is trained; no token
+    is older than one step when it is trained (`overlap.Rounds` has the rule). A curriculum then knows a step less, and two runs
+    of the same seed differ, because how long a step takes decides which policy samples a turn.
     """
 
     steps: int | None = None
@@ -42,9 +49,16 @@ class Plan:
     seed: int = 0
     split: str = "train"
     draw: Literal["uniform", "solved"] = "uniform"
+    overlap: bool = False
+
+    def goes_on(self, step: int, *, spent: float) -> bool:
+        """Whether `step` is to be taken, after so many seconds."""
+        return (self.steps is None or step < self.steps) and (self.seconds is None or spent < self.seconds)
 
 
 Save = Callable[[int], Awaitable[None]]
+Outcomes: TypeAlias = tuple[int, Mapping[str, Sequence[int]]]
+"""A step, and how often each of its scenarios was solved and played."""
 
 
 async def train_loop(
@@ -58,7 +72,7 @@ async def train_loop(
     save: Save,
     progress: Progress | None = None,
     spent: float = 0.0,
-    history: Iterable[tuple[int, Mapping[str, Sequence[int]]]] = (),
+    history: Iterable[Outcomes] = (),
 ) -> float:
     """Trains from the model's current step on; returns the seconds spent, `spent` before a resume included. `history` is what a
     curriculum knows from before a resume: the step and the outcomes of each that it drew.
@@ -70,32 +84,42 @@ async def train_loop(
     began = monotonic() - spent
     book = open_book(plan, environment, recorder, history=history, began=began)
     step = await model.get_step()
-    async with saved_steps(model, save, every=plan.save_every) as taken:
-        while (plan.steps is None or step < plan.steps) and (plan.seconds is None or monotonic() - began < plan.seconds):
-            started = monotonic()
-            play = partial(
-                gather_trajectory_groups,
-                book.draw(plan, step),
-                model=model,
-                environment=environment,
-                toolbox=toolbox,
-                rollouts=plan.rollouts,
-                concurrency=plan.concurrency,
-                temperature=config.temperature,
-                seed=plan.seed,
-                step=step,
-                progress=progress,
-            )
-            groups = await play()
-            if lost_engine(groups):
-                # another engine answers by now, or there is none to be had
-                groups = [add_failures(group, lost) for group, lost in zip(await play(), groups, strict=True)]
-            check_alive(groups)
+
+    async def gather(step: int, places: Places) -> Sequence[TrajectoryGroup]:
+        return await gather_trajectory_groups(
+            book.draw(plan, step),
+            model=model,
+            environment=environment,
+            toolbox=toolbox,
+            rollouts=plan.rollouts,
+            concurrency=places,
+            temperature=config.temperature,
+            seed=plan.seed,
+            step=step,
+            progress=progress,
+        )
+
+    async with saved_steps(model, save, every=plan.save_every) as taken, rounds_of(plan, gather, spent=spent) as rounds:
+        while plan.goes_on(step, spent=monotonic() - began):
+            played = await rounds.play(step)
+            check_alive(played.groups)
             # a step that is trained but not recorded would be missing from the run
-            await to_its_end(learn(model, groups, config=config, book=book, started=started))
+            await to_its_end(learn(model, played, config=config, book=book, places=rounds.places))
             step += 1
             await taken(step)
     return monotonic() - began
+
+
+def rounds_of(plan: Plan, gather: Gather, *, spent: float) -> AbstractAsyncContextManager[Rounds]:
+    """The batches of `plan`, of whose seconds so many are spent."""
+    return open_rounds(
+        gather,
+        places=places_of(plan.concurrency),
+        rollouts=plan.groups * plan.rollouts,
+        ahead=plan.overlap,
+        steps=plan.steps,
+        until=math.inf if plan.seconds is None else anyio.current_time() + plan.seconds - spent,
+    )
 
 
 @asynccontextmanager
@@ -122,40 +146,46 @@ async def saved_steps(model: TrainableModel[Any], save: Save, *, every: int) -> 
 
 @dataclass(frozen=True, slots=True)
 class Book:
-    """What a run, which `began` then, draws from, and where its steps are recorded."""
+    """What a run, which `began` then, draws from, and where its steps are recorded. The draw for a step knows the outcomes up
+    to `lag` steps before the last one, after a resume too; later ones are `untold`."""
 
     recorder: Recorder
     environment: Environment
     scenarios: Sequence[Scenario]
     curriculum: Curriculum | None
     began: float
+    lag: int = 0
+    untold: deque[Outcomes] = field(default_factory=deque[Outcomes])
 
     def draw(self, plan: Plan, step: int) -> list[Scenario]:
         """The scenarios of `step`."""
-        if self.curriculum:
-            return self.curriculum.draw(step, plan.groups)
-        return pick(self.scenarios, step=step, count=plan.groups, seed=plan.seed)
+        if not self.curriculum:
+            return pick(self.scenarios, step=step, count=plan.groups, seed=plan.seed)
+        while self.untold and self.untold[0][0] < step - self.lag:
+            self.curriculum.note(*self.untold.popleft())
+        return self.curriculum.draw(step, plan.groups)
 
     def enter(self, step: int, groups: Sequence[TrajectoryGroup], values: Mapping[str, Any]) -> None:
         """A step's groups, and what is to be known of them."""
         outcomes = outcomes_of(groups, self.environment)
         if self.curriculum:
-            self.curriculum.note(step, outcomes)
+            self.untold.append((step, outcomes))
         told = {"outcomes": outcomes} if self.curriculum else {}
         self.recorder.groups(step, groups)
         self.recorder.metrics(step, {**summarize(groups), **solved_by_level(groups, outcomes), **values, **told})
 
 
-async def learn(
-    model: TrainableModel[Any], groups: Sequence[TrajectoryGroup], *, config: TrainConfig, book: Book, started: float
-) -> None:
-    """The second half of a step, which `started` then: trains on its groups and records it."""
+async def learn(model: TrainableModel[Any], played: Played, *, config: TrainConfig, book: Book, places: Places) -> None:
+    """The second half of a step: trains on its groups and records it. No rollout's time limit pays for what is trained
+    meanwhile, because engine and trainer may share a thread."""
     step = await model.get_step()
-    rolled = monotonic()
-    metrics = await model.train(groups, config=config)
+    began = monotonic()
+    with places.clocks.held():
+        metrics = await model.train(played.groups, config=config)
     trained = monotonic()
-    seconds = {"seconds_rollout": rolled - started, "seconds_train": trained - rolled, "seconds_total": trained - book.began}
-    book.enter(step, groups, {**metrics, **seconds})
+    seconds = {"seconds_rollout": played.seconds, "seconds_waited": played.waited, "seconds_train": trained - began}
+    told = {**seconds, "seconds_total": trained - book.began, "staleness": staleness(played.groups, step)}
+    book.enter(step, played.groups, {**metrics, **told, **places.lap()})
 
 
 def open_book(
@@ -163,16 +193,12 @@ def open_book(
     environment: Environment,
     recorder: Recorder,
     *,
-    history: Iterable[tuple[int, Mapping[str, Sequence[int]]]],
+    history: Iterable[Outcomes],
     began: float,
 ) -> Book:
     scenarios = environment.split(plan.split)
-    if plan.draw == "uniform":
-        return Book(recorder, environment, scenarios, None, began)
-    curriculum = Curriculum(scenarios, plan.seed)
-    for step, outcomes in history:
-        curriculum.note(step, outcomes)
-    return Book(recorder, environment, scenarios, curriculum, began)
+    curriculum = None if plan.draw == "uniform" else Curriculum(scenarios, plan.seed)
+    return Book(recorder, environment, scenarios, curriculum, began, int(plan.overlap), deque(history))
 
 
 async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
@@ -202,17 +228,6 @@ def shuffled_order(count: int, seed: int, lap: int) -> list[int]:
     order = list(range(count))
     random.Random(f"{seed}:{lap}:order").shuffle(order)
     return order
-
-
-def lost_engine(groups: Sequence[TrajectoryGroup]) -> bool:
-    """Whether no rollout of the batch is left, and the engine's death took some of them."""
-    kinds = {failure.kind for group in groups for failure in group.failures}
-    return EngineError.__name__ in kinds and not any(group.trajectories for group in groups)
-
-
-def add_failures(group: TrajectoryGroup, lost: TrajectoryGroup) -> TrajectoryGroup:
-    """A group that was played once more, with what became of its first attempt."""
-    return replace(group, failures=(*lost.failures, *group.failures))
 
 
 def check_alive(groups: Sequence[TrajectoryGroup]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 
-from art_mcp.agent.clock import Clock, Ready, at_once
+from art_mcp.agent.clock import Clock, Clocks, Ready, at_once
 from art_mcp.agent.trace import described, traced
 from art_mcp.core.seeds import seed_of
 from art_mcp.errors import EngineError, ToolServerError, boundary
@@ -56,8 +56,9 @@ async def rollout(
     number: int = 0,
     tracer: Tracer | None = None,
     ready: Ready = at_once,
+    clocks: Clocks | None = None,
 ) -> Trajectory:
-    """Plays `scenario` until an answer without a call, or a limit. `ready` is awaited before each turn, at no cost in time.
+    """Plays `scenario` until an answer or a limit. Awaiting `ready`, before each turn, and being held by `clocks` cost no time.
 
     Every draw depends on (`key`, scenario id, `number`, turn) alone; `key` is (run seed, step), `number` the rollout's
     place in its group. The spans are never longer than `limits.tokens` or the model's context.
@@ -67,10 +68,9 @@ async def rollout(
     """
     limits = limits or Limits()
     transcript = Transcript(opening_of(scenario.prompt, system))
-    seed_key = (*key, scenario.id, number)
     clock = Clock(limits.seconds, ready)
     reason = StopReason.TIME_LIMIT
-    with clock.limit:
+    with (clocks or Clocks()).limit(clock):
         reason = await play(
             transcript,
             sampler=sampler,
@@ -78,7 +78,7 @@ async def rollout(
             toolbox=toolbox,
             limits=limits,
             temperature=temperature,
-            key=seed_key,
+            key=(*key, scenario.id, number),
             tracer=tracer,
             clock=clock,
         )

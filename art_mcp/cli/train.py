@@ -42,6 +42,12 @@ WarmStart = Annotated[
 Curriculum = Annotated[
     bool, typer.Option("--curriculum", help="Draw scenarios that are neither always nor never solved, as measured so far.")
 ]
+Overlap = Annotated[
+    bool,
+    typer.Option(
+        "--overlap", help="Begin the next step's rollouts while this one's last are played and trained (one-step off-policy)."
+    ),
+]
 
 
 def command(
@@ -61,6 +67,7 @@ def command(
     lora: o.Lora = None,
     warm_start: WarmStart = None,
     curriculum: Curriculum = False,
+    overlap: Overlap = False,
     prepare: o.Prepare = False,
     control: Control = "none",
     eval_n: o.EvalN = 1000,
@@ -87,8 +94,6 @@ def command(
     if resume is not None:
         refuse_others(context)
         report = anyio.run(lambda: training.resume(resume, plan=changes, stream=sys.stderr))
-    elif environment is None:
-        raise ConfigError("name an environment (such as calculator), or --resume RUN")
     else:
         report = anyio.run(lambda: training.train(asked_for(context.params, changes), name=name, stream=sys.stderr))
     show(report)
@@ -97,13 +102,16 @@ def command(
 
 
 def asked_for(given: Mapping[str, Any], limits: Mapping[str, Any]) -> Training:
-    """The run that a command line asks for, with `limits` of the plan, where there are any."""
+    """The run that a command line asks for, with `limits` of the plan, where there are any. Raises ConfigError without an
+    environment."""
     from art_mcp.agent.imitation import Lessons
     from art_mcp.agent.loop import Plan
     from art_mcp.types import TrainConfig
     from art_mcp.wiring.training import Training
 
-    shape = {name: given[name] for name in ("groups", "rollouts", "save_every", "seed")}
+    if given["environment"] is None:
+        raise ConfigError("name an environment (such as calculator), or --resume RUN")
+    shape = {name: given[name] for name in ("groups", "rollouts", "save_every", "seed", "overlap")}
     plan = Plan(**shape, **(limits or {"steps": DEFAULT_STEPS}), draw="solved" if given["curriculum"] else "uniform")
     objective = {name: given[name] for name in ("learning_rate", "temperature", "control", "seed")}
     config = TrainConfig(**objective)

@@ -22,6 +22,7 @@ from art_mcp.types import LoraSpec, ModelSpec
 
 if TYPE_CHECKING:
     from art_mcp.agent.evaluate import Evaluation
+    from art_mcp.agent.loop import Plan
     from art_mcp.local.backend import LocalBackend
 
 RUNS = Path("runs")
@@ -203,6 +204,15 @@ def note_unseen_tools(stage: Stage | Scene, *, stream: Any) -> None:
         stream.write(
             f"note: {source} was trained on {trained_on} and never saw {few}: "
             "name another --model, or teach it first, by art-mcp sft\n"
+        )
+
+
+def refuse_overlap(setting: Setting, plan: Plan) -> None:
+    """Raises ConfigError where the policy that samples a turn would depend on time, and must not."""
+    if plan.overlap and setting.deterministic:
+        raise ConfigError(
+            "a deterministic run cannot overlap its steps: how long one takes would decide which policy samples a turn of the "
+            "next; leave out --overlap or --deterministic"
         )
 
 

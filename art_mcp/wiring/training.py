@@ -23,7 +23,7 @@ from art_mcp.store.run import Run, new_run, refuse_name
 from art_mcp.store.versions import installed
 from art_mcp.store.whole import replacing
 from art_mcp.types import TrainConfig
-from art_mcp.wiring.stage import RUNS, Setting, Stage, evaluate_stage, find_run, note_unseen_tools, open_stage
+from art_mcp.wiring.stage import RUNS, Setting, Stage, evaluate_stage, find_run, note_unseen_tools, open_stage, refuse_overlap
 from art_mcp.wiring.tags import check_tags
 from art_mcp.wiring.warm import (
     Both,
@@ -67,6 +67,7 @@ async def train(training: Training, *, name: str | None, stream: Any) -> dict[st
     made once everything is open, so that a mistake leaves none behind."""
     refuse_name(RUNS, name)
     refuse_recorders(training)
+    refuse_overlap(training.setting, training.plan)
     clock = Clock()
     training = replace(training, setting=check_tags(training.setting, prepare=training.prepare))
     async with open_stage(training.setting, splits=training.splits, stream=stream) as stage:

@@ -5,7 +5,7 @@ import math
 import anyio
 import pytest
 
-from art_mcp.agent.clock import Clock
+from art_mcp.agent.clock import Clock, Clocks
 from art_mcp.errors import EngineError
 
 pytestmark = pytest.mark.anyio
@@ -52,3 +52,23 @@ async def test_what_is_over_is_not_begun_anew_by_an_engine_that_comes():
         await clock.ready()
         await anyio.sleep_forever()
     assert clock.limit.cancelled_caught
+
+
+async def test_clocks_that_are_held_together_go_on_with_what_was_left():
+    clocks, early, late, last = Clocks(), Clock(100.0), Clock(50.0), Clock(50.0, anyio.lowlevel.checkpoint)
+    with clocks.limit(early):
+        with clocks.held(), clocks.limit(late):
+            assert (early.limit.deadline, late.limit.deadline) == (math.inf, math.inf)
+        assert 90.0 < early.limit.deadline - anyio.current_time() <= 100.0
+        with clocks.held():
+            within = clocks.limit(last)
+            within.__enter__()
+            await last.ready()
+            assert last.limit.deadline == math.inf  # an engine that is ready lets nobody go on who is held
+        assert 40.0 < last.limit.deadline - anyio.current_time() <= 50.0
+        within.__exit__(None, None, None)
+    assert not clocks.running
+    short = Clock(0.01)
+    with clocks.limit(short):
+        await anyio.sleep_forever()
+    assert short.limit.cancelled_caught

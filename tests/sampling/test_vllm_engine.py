@@ -6,12 +6,15 @@ import os
 import signal
 import stat
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import anyio
 import psutil
 import pytest
 
+from art_mcp.agent.overlap import open_rounds
+from art_mcp.agent.places import places_of
 from art_mcp.errors import ConfigError, EngineError
 from art_mcp.sampling.vllm_args import Served, VllmSettings
 from art_mcp.sampling.vllm_engine import VllmEngine
@@ -355,6 +358,31 @@ async def test_full_weights_are_replaced_when_nothing_is_sampled_and_later_reque
     lines = await told(whole)
     assert lines[:6] == [*["begin policy"] * 2, *["end policy"] * 2, "reload_weights v1", "reset"]
     assert not (tmp_path / "v0").exists()
+
+
+async def test_full_weights_are_published_beside_rollouts_that_go_on_and_wait_for_their_turns_alone(whole, folders):
+    versions = defaultdict(set)
+
+    async def gather(step, places):
+        async def play():
+            async with places.take():
+                for _ in range(3):
+                    versions[step].add((await draw(whole)).span.policy_version)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(4):
+                tasks.start_soon(play)
+        return ()
+
+    async with open_rounds(gather, places=places_of(3), rollouts=4, ahead=True, steps=4) as rounds:
+        for step in range(4):
+            await rounds.play(step)
+            await whole.publish(step + 1, folders(f"v{step + 1}"))
+    assert all(found <= {step - 1, step} for step, found in versions.items())
+    lines = await told(whole)
+    changes = [place for place, line in enumerate(lines) if line.startswith("reload_weights")]
+    assert [lines[:place].count("begin policy") - lines[:place].count("end policy") for place in changes] == [0] * 4
+    assert lines.count("begin policy") == 4 * 4 * 3
 
 
 async def test_a_server_that_cannot_take_full_weights_is_started_anew_with_them(whole, folders, tmp_path):

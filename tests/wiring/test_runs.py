@@ -202,6 +202,35 @@ def test_the_metrics_of_a_run_go_on_at_one_id_in_wandb_after_a_stop_and_no_other
     assert other[1] == run_at(project, "watched").manifest["wandb_id"] != first[1]
 
 
+@pytest.mark.parametrize("in_process", [True, False])
+def test_a_run_that_overlaps_its_steps_learns_from_tokens_of_two_policies_and_corrects_for_it(project, in_process):
+    setting = Setting(ENVIRONMENT, in_process=in_process)
+    plan = Plan(steps=3, groups=4, rollouts=4, concurrency=32, overlap=True)
+    train(replace(ASKED, setting=setting, plan=plan, eval_n=0), "beside")
+    resume("beside", steps=4)
+    run = run_at(project, "beside")
+    assert training.read_training(run).plan == replace(plan, steps=4)
+    lines, versions = run.read_metrics(), []
+    for step, path in enumerate(sorted((run.folder / "trajectories").iterdir())):
+        spans = [span for row in read_rows(path) for span in row["spans"] if span.logprobs is not None]
+        versions.append({span.policy_version for span in spans})
+        old = sum(len(span.token_ids) for span in spans if span.policy_version < step)
+        assert lines[step]["staleness"] == pytest.approx(old / sum(len(span.token_ids) for span in spans))
+    # there is a place for each rollout of both steps, so the second begins with the first; nothing is ahead of a resumed step
+    assert versions[0] == {0}
+    assert 0 in versions[1] <= {0, 1}
+    assert 1 in versions[2] <= {1, 2}
+    assert versions[3] == {3}
+    # the ratio in the loss makes up for how far trainer and sampler are apart: by rounding alone, where both are one policy
+    assert lines[0]["mismatch_max"] < 1e-4 < lines[1]["mismatch_max"]
+
+
+def test_a_deterministic_run_that_overlaps_its_steps_is_refused_in_words(project):
+    with pytest.raises(ConfigError, match=r"cannot overlap its steps.*leave out --overlap or --deterministic"):
+        train(replace(ASKED, plan=replace(PLAN, overlap=True)), "beside")
+    assert not (project / "runs" / "beside").exists()
+
+
 def command(*args):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
