@@ -1,9 +1,10 @@
-"""What every test may ask for."""
+"""What every test may ask for, and what none may depend on: how quick the machine is."""
 
 import signal
 import sys
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from art_mcp.cli.main import main
 
@@ -29,6 +30,9 @@ def art(monkeypatch, capsys):
 
     return run
 
+
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 # a shell starts what it puts in the background with Ctrl-C ignored, and children would inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
