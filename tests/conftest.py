@@ -1,5 +1,6 @@
 """What every test may ask for, and what none may depend on: how quick the machine is."""
 
+import math
 import signal
 import sys
 
@@ -16,7 +17,9 @@ def anyio_backend():
 
 @pytest.fixture
 def art(monkeypatch, capsys):
-    """Runs `art-mcp` with these words; gives its exit code, stdout and stderr."""
+    """Runs `art-mcp` with these words; gives its exit code, stdout and stderr, in which no progress is told: how much of it there
+    is depends on the machine."""
+    monkeypatch.setattr("art_mcp.observe.console.QUIET_SECONDS", math.inf)
 
     def run(*args):
         monkeypatch.setattr(sys, "argv", ["art-mcp", *args])

@@ -29,7 +29,7 @@ ENVIRONMENT = str(HERE / "calculator_here.py")
 SETTING = Setting(ENVIRONMENT, deterministic=True, in_process=True)
 PLAN = Plan(steps=4, groups=2, rollouts=4, save_every=2)
 ASKED = training.Training(SETTING, PLAN, TrainConfig(learning_rate=1e-3), eval_n=2)
-MAIN = "from art_mcp.cli.main import main; main()"
+MAIN = "from art_mcp.observe import console; console.QUIET_SECONDS = 1e9; from art_mcp.cli.main import main; main()"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
