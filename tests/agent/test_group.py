@@ -12,6 +12,7 @@ from art_mcp.errors import EngineError, EnvironmentLoadError, ToolServerError
 from art_mcp.tools import open_tools
 from art_mcp.types import FailedRollout, Limits, ScoredTrajectory, ServerSpec, StopReason, ToolCall
 from tests.agent.players import Obedient, Playhouse, calls, desk_tools, dialect, environment, obedient, said, scenario
+from tests.clocks import skip
 
 pytestmark = pytest.mark.anyio
 
@@ -117,10 +118,11 @@ async def test_a_time_limit_that_passed_while_the_engine_was_started_anew_is_not
 
         async def sample(self, token_ids, **options):
             if len(self.temperatures) == 1:
+                skip(60)
                 await anyio.sleep_forever()
             return await super().sample(token_ids, **options)
 
-    place, sampler = environment(limits=Limits(seconds=1.0)), Once()
+    place, sampler = environment(limits=Limits(seconds=60)), Once()
     (group,) = await gather([scenario(ADD, "5")], model=await obedient(Mortal(lambda: sampler)), place=place, rollouts=1)
     stops = [one.trajectory.stop_reason for one in group.trajectories]
     kinds = [failure.kind for failure in group.failures]
@@ -215,6 +217,6 @@ async def test_a_failure_that_is_not_the_worlds_reaches_the_caller_by_its_name()
 
 
 async def test_a_cancelled_batch_ends():
-    with anyio.move_on_after(0.3) as scope:
-        await gather([scenario(calls(("nap", {"seconds": 1000})), "5")], rollouts=4)
+    with anyio.move_on_after(60) as scope:
+        await gather([scenario(calls(("nap", {"seconds": 60})), "5")], rollouts=4)
     assert scope.cancelled_caught
