@@ -17,8 +17,8 @@ def anyio_backend():
 
 @pytest.fixture
 def art(monkeypatch, capsys):
-    """Runs `art-mcp` with these words; gives its exit code, stdout and stderr, in which no progress is told: how much of it there
-    is depends on the machine."""
+    """Runs `art-mcp` with these words; gives its exit code, stdout and stderr, without progress: how much of it there is
+    depends on the machine."""
     monkeypatch.setattr("art_mcp.observe.console.QUIET_SECONDS", math.inf)
 
     def run(*args):

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from art_mcp.wiring.inspector import PACKAGE, free
+from tests.processes import remaining
 
 ROOT = Path(__file__).parents[2]
 FOLDER = str(Path(sys.executable).parent)
@@ -29,6 +30,7 @@ SERVERS = {
 }
 NODE = """#!/bin/sh
 if [ "$1" = --version ]; then echo v{version}; exit 0; fi
+{first}
 echo "$CLIENT_PORT $PWD $(command -v python) $*"
 {then}
 """
@@ -58,16 +60,16 @@ def program(path, text):
     return path
 
 
-def install(project, then="", version="22.19.0"):
+def install(project, first="", then="", version="22.19.0"):
     """A stand-in for what `make peers` makes: it tells what it was started with."""
     local = project / ".peers" / "inspector" / "node_modules"
     program(local / ".bin" / "mcp-inspector", "")
-    return program(local / "node" / "bin" / "node", NODE.format(version=version, then=then))
+    return program(local / "node" / "bin" / "node", NODE.format(version=version, first=first, then=then))
 
 
 def test_an_inspector_that_is_installed_here_is_preferred_with_its_own_node(project, art):
     node = install(project)
-    program(project / "bin" / "node", NODE.format(version="20.1.0", then=""))
+    program(project / "bin" / "node", NODE.format(version="20.1.0", first="", then=""))
     code, out, _ = art("inspect", "calculator", "--json")
     told = json.loads(out)
     script = str(project / ".peers" / "inspector" / "node_modules" / ".bin" / "mcp-inspector")
@@ -78,7 +80,7 @@ def test_an_inspector_that_is_installed_here_is_preferred_with_its_own_node(proj
 
 
 def test_without_one_npx_fetches_the_version_that_is_known_to_work(project, art):
-    program(project / "bin" / "node", NODE.format(version="24.0.1", then=""))
+    program(project / "bin" / "node", NODE.format(version="24.0.1", first="", then=""))
     npx = program(project / "bin" / "npx", "")
     code, out, _ = art("inspect", "--print", "--port", "7000")
     assert code == 0
@@ -115,7 +117,7 @@ def test_the_printed_command_can_be_run_from_here(project, art, monkeypatch):
 )
 def test_what_is_missing_is_told_in_one_line(project, art, version, npx, told):
     if version is not None:
-        program(project / "bin" / "node", NODE.format(version=version, then=""))
+        program(project / "bin" / "node", NODE.format(version=version, first="", then=""))
     if npx:
         program(project / "bin" / "npx", "")
     code, out, err = art("inspect")
@@ -165,7 +167,7 @@ COMMAND = (sys.executable, "-c", "from art_mcp.cli.main import main; main()", "i
 
 
 def test_ctrl_c_ends_the_inspector_and_all_that_it_started(project):
-    install(project, then="trap '' INT; /bin/sleep 1000 & wait")
+    install(project, first="trap '' INT; /bin/sleep 1000 &", then="wait")
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     with inspecting("--port", str(free_port()), environ=environ) as process:
         assert process.stdout.readline().split()[1] == str(project)
@@ -203,4 +205,4 @@ def inspecting(*words, environ):
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert len(children) >= 3
-    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert remaining(children) == []

@@ -17,6 +17,7 @@ from art_mcp.local.remote import RemoteWorker
 from art_mcp.local.worker import Settings, Worker
 from art_mcp.model import TrainableModel
 from art_mcp.types import LoraSpec, ModelSpec, Sample, SamplingParams, TrainConfig
+from tests.processes import commands, remaining
 
 pytestmark = pytest.mark.anyio
 
@@ -89,7 +90,7 @@ async def test_closing_ends_the_child_and_what_is_in_flight(remote):
     await asyncio.sleep(0)
     with anyio.fail_after(8):  # less than the patience after which it would be killed
         await remote.close()
-    assert psutil.wait_procs(processes, timeout=10)[1] == []
+    assert remaining(processes) == []
     with pytest.raises(EngineError, match=r"closed|has ended \(exit code 0\)"):
         await pending
     with pytest.raises(EngineError, match=r"has ended \(exit code 0\)"):
@@ -105,7 +106,7 @@ def family(worker):
 async def test_a_child_that_is_killed_fails_what_waits_for_it_and_says_so(spec):
     worker = RemoteWorker("toy", spec, SETTINGS)
     processes = family(worker)
-    (child,) = [process for process in processes if process.cmdline()[1] == "-m"]  # the others are the launcher's
+    (child,) = [process for process, words in commands(processes) if words[1] == "-m"]  # the others are the launcher's
     sampling = [asyncio.create_task(worker.sample(PROMPT, params=ENDLESS, stop=frozenset())) for _ in range(2)]
     child.suspend()  # so that more than a pipe holds is still being written when it dies
     training = asyncio.create_task(worker.train([Sample((1, 2) * 100000, (False, True) * 100000, None, 1.0)], CONFIG))
@@ -118,7 +119,7 @@ async def test_a_child_that_is_killed_fails_what_waits_for_it_and_says_so(spec):
     with pytest.raises(EngineError, match="killed by SIGKILL"):
         await worker.train([], CONFIG)
     await worker.close()
-    assert psutil.wait_procs(processes, timeout=10)[1] == []
+    assert remaining(processes) == []
 
 
 async def test_a_model_that_cannot_be_loaded_is_refused_and_no_child_stays(tmp_path):
@@ -126,7 +127,7 @@ async def test_a_model_that_cannot_be_loaded_is_refused_and_no_child_stays(tmp_p
     with pytest.raises(ModelError, match="no model folder at"):
         await asyncio.to_thread(RemoteWorker, "toy", ModelSpec(source=str(tmp_path / "nowhere")), SETTINGS)
     left = set(psutil.Process().children()) - before
-    assert psutil.wait_procs(left, timeout=10)[1] == []
+    assert remaining(left) == []
 
 
 PARENT = """
@@ -150,7 +151,7 @@ def test_a_parent_that_is_killed_leaves_no_child(spec):
         processes = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
         parent.send_signal(signal.SIGKILL)
     assert len(processes) == 3
-    assert psutil.wait_procs(processes, timeout=15)[1] == []
+    assert remaining(processes) == []
 
 
 async def test_a_backend_ends_every_child_though_one_of_them_does_not_end_as_it_should(monkeypatch):
@@ -169,7 +170,7 @@ async def test_a_backend_ends_every_child_though_one_of_them_does_not_end_as_it_
     monkeypatch.setattr(second, "close", stubborn)
     with pytest.raises(EngineError, match="did not end as it should"):
         await backend.close()
-    assert psutil.wait_procs(children, timeout=10)[1] == []
+    assert remaining(children) == []
 
 
 async def test_a_model_whose_registration_was_cancelled_has_no_child(spec):
@@ -183,9 +184,9 @@ async def test_a_model_whose_registration_was_cancelled_has_no_child(spec):
     async with anyio.create_task_group() as group:
         group.start_soon(model.register, backend)
         while True:
-            if any("art_mcp.local.remote" in child.cmdline() for child in children()):
+            if any("art_mcp.local.remote" in words for _, words in commands(children())):
                 break
             await anyio.sleep(0.01)
         group.cancel_scope.cancel()
-    assert psutil.wait_procs(children(), timeout=10)[1] == []
+    assert remaining(children()) == []
     await backend.close()

@@ -22,6 +22,7 @@ from art_mcp.errors import ConfigError, EngineError
 from art_mcp.sampling.vllm_messages import COMPLETIONS, TOKENS
 from art_mcp.tools import open_tools
 from art_mcp.types import LoraSpec, Sample, SamplingParams
+from tests.processes import remaining
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".peers" / "vllm" / "bin" / "python"
@@ -330,4 +331,4 @@ def test_a_parent_that_is_killed_leaves_no_process():
             processes = psutil.Process(parent.pid).children(recursive=True)
         parent.send_signal(signal.SIGKILL)
     assert len(processes) >= 4  # the launcher, its guard, the server, its engine
-    assert psutil.wait_procs(processes, timeout=10)[1] == []
+    assert remaining(processes) == []

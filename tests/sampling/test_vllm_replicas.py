@@ -14,6 +14,7 @@ from art_mcp.errors import ConfigError, EngineError
 from art_mcp.sampling.vllm_args import Served, VllmSettings
 from art_mcp.sampling.vllm_replicas import open_engine
 from art_mcp.types import SamplingParams
+from tests.processes import remaining
 
 pytestmark = pytest.mark.anyio
 
@@ -158,7 +159,7 @@ async def test_a_dead_replica_fails_its_own_requests_and_the_other_takes_its_con
 
 async def test_weights_published_while_one_is_dead_are_those_of_its_next_start(engine, tmp_path):
     kill(engine.servers[1])
-    psutil.Process(engine.servers[1]._process.pid).wait(10)
+    psutil.Process(engine.servers[1]._process.pid).wait(60)
     await engine.publish(1, version(tmp_path, 1))
     assert all(server.alive for server in engine.servers)
     assert (await told(engine))[1] == ["load policy@1"]
@@ -166,7 +167,7 @@ async def test_weights_published_while_one_is_dead_are_those_of_its_next_start(e
 
 async def test_a_replica_that_does_not_start_again_leaves_the_work_to_the_other(engine, tmp_path, capsys):
     kill(engine.servers[0])
-    psutil.Process(engine.servers[0]._process.pid).wait(10)
+    psutil.Process(engine.servers[0]._process.pid).wait(60)
     (tmp_path / "base" / "broken").touch()
     turns = await asyncio.gather(*(draw(engine, (*SHARED, number)) for number in range(10, 14)))
     assert {turn.span.policy_version for turn in turns} == {0}
@@ -175,7 +176,7 @@ async def test_a_replica_that_does_not_start_again_leaves_the_work_to_the_other(
     await engine.publish(1, version(tmp_path, 1))
     assert (engine.policy.step, (await draw(engine, (*SHARED, 30))).span.policy_version) == (1, 1)
     kill(engine.servers[1])
-    psutil.Process(engine.servers[1]._process.pid).wait(10)
+    psutil.Process(engine.servers[1]._process.pid).wait(60)
     with pytest.raises(EngineError, match="these weights are broken"):
         await engine.ready()
     with pytest.raises(EngineError, match="these weights are broken"):
@@ -186,7 +187,7 @@ async def test_closing_leaves_no_process(engine):
     launchers = [psutil.Process(server._process.pid) for server in engine.servers]
     family = [process for launcher in launchers for process in (launcher, *launcher.children(recursive=True))]
     await engine.close()
-    assert psutil.wait_procs(family, timeout=10)[1] == []
+    assert remaining(family) == []
 
 
 def test_an_engine_has_at_least_one_replica():

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import anyio
@@ -15,6 +14,7 @@ from odd import ODD, odd_in_process, odd_stdio, odd_url, text_of
 from art_mcp.errors import ConfigError, ToolServerError
 from art_mcp.tools import open_tools
 from art_mcp.types import ServerSpec, ToolCall, ToolResult
+from tests.processes import ended
 
 pytestmark = pytest.mark.anyio
 IN_PROCESS = odd_in_process()
@@ -207,18 +207,7 @@ def test_no_server_outlives_a_parent_that_got_sigkill():
     with subprocess.Popen([sys.executable, "-c", program], cwd=root, stdout=subprocess.PIPE, text=True) as parent:
         server = int(parent.stdout.readline())
         parent.kill()
-    assert ends(server)
-
-
-def ends(pid: int) -> bool:
-    """Whether the process ends within ten seconds; a zombie has ended."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
-        if not state or state.startswith("Z"):
-            return True
-        time.sleep(0.05)
-    return False
+    assert ended(server)
 
 
 CRASHING = """

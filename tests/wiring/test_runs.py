@@ -23,6 +23,7 @@ from art_mcp.store.trajectories import read_rows
 from art_mcp.types import TrainConfig
 from art_mcp.wiring import training
 from art_mcp.wiring.stage import Setting, find_model
+from tests.processes import remaining
 
 HERE = Path(__file__).parent
 ENVIRONMENT = str(HERE / "calculator_here.py")
@@ -246,7 +247,7 @@ def test_an_interrupted_run_says_how_it_goes_on_and_leaves_no_process(project):
     assert run.manifest["status"] == "stopped"
     assert last == len(run.read_metrics()) >= 3
     assert children
-    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert remaining(children) == []
     again = run.manifest["training"]
     run.describe({"training": {**again, "setting": {**again["setting"], "in_process": True}}})  # a second child is not needed
     resume("interrupted", steps=last + 1)
