@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from art_mcp.wiring.inspector import PACKAGE, free
+from tests.ports import free_port, silent_port
 from tests.processes import remaining
 
 ROOT = Path(__file__).parents[2]
@@ -36,17 +37,18 @@ echo "$CLIENT_PORT $PWD $(command -v python) $*"
 """
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+@pytest.fixture
+def silent():
+    """The socket at whose port nothing listens, as config.json says of its servers."""
+    with silent_port() as held:
+        yield held
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
+def project(tmp_path, monkeypatch, silent):
     """A folder with a config.json, and a PATH on which nothing is but what a test puts into bin/."""
     (tmp_path / "bin").mkdir()
-    servers = json.dumps({"mcpServers": SERVERS}).replace("{port}", str(free_port()))
+    servers = json.dumps({"mcpServers": SERVERS}).replace("{port}", str(silent.getsockname()[1]))
     (tmp_path / "config.json").write_text(servers)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin/nothing")
@@ -139,9 +141,9 @@ def test_a_wrong_server_and_a_port_in_use_are_told_before_anything_starts(projec
     assert (code, err) == (2, f"error: port {port} on 127.0.0.1 is in use; choose another with --port\n")
 
 
-def test_servers_that_are_still_to_be_started_are_named_with_a_command(project, art):
+def test_servers_that_are_still_to_be_started_are_named_with_a_command(project, art, silent):
     install(project)
-    port = json.loads((project / "config.json").read_text())["mcpServers"]["everything"]["url"][17:].removesuffix("/sse")
+    port = silent.getsockname()[1]
     *_, err = art("inspect", "--print")
     first, second = err.splitlines()
     assert first.startswith(f"hint: calculator-http: nothing listens on localhost:{port} yet, so start a server in another ter")
@@ -149,12 +151,9 @@ def test_servers_that_are_still_to_be_started_are_named_with_a_command(project, 
     assert second.startswith("hint: everything, everything-again: nothing listens")
     assert second.endswith(f"such as: python servers/calculator/server.py --transport sse --port {port}")
     assert art("inspect", "calculator", "--print")[2] == ""
-    with socket.socket() as server:
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        server.bind(("127.0.0.1", int(port)))
-        server.listen()
-        assert not free("localhost", int(port))
-        assert art("inspect", "everything", "--print")[2] == ""
+    silent.listen()
+    assert not free("localhost", port)
+    assert art("inspect", "everything", "--print")[2] == ""
 
 
 def test_an_inspector_that_fails_is_told_with_its_exit_code(project, art):
