@@ -1,6 +1,7 @@
-"""What every test may ask for, and what none may depend on: how quick the machine is."""
+"""What every test may ask for, and what none may depend on: how quick the machine is, and how it likes its output."""
 
 import math
+import os
 import signal
 import sys
 
@@ -33,6 +34,12 @@ def art(monkeypatch, capsys):
 
     return run
 
+
+# by these, CI services and people's shells have programs take a pipe for a terminal, or for one of another width
+for name in ("FORCE_COLOR", "PY_COLORS", "CLICOLOR_FORCE", "GITHUB_ACTIONS", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+    os.environ.pop(name, None)
+for name in ("COLUMNS", "LINES", "TERMINAL_WIDTH"):
+    os.environ.pop(name, None)
 
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
