@@ -34,10 +34,20 @@ def spec(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def remote(spec):
-    worker = RemoteWorker("toy", ModelSpec(source=spec.source, lora=LoraSpec(rank=4)), SETTINGS)
-    yield worker
-    asyncio.run(worker.close())
+def started():
+    """The workers that this module has started."""
+    workers = []
+    yield workers
+    for worker in workers:
+        asyncio.run(worker.close())
+
+
+@pytest.fixture
+def remote(spec, started):
+    """The worker of this module; another one where a test has closed it."""
+    if not started or started[-1]._process.poll() is not None:
+        started.append(RemoteWorker("toy", ModelSpec(source=spec.source, lora=LoraSpec(rank=4)), SETTINGS))
+    return started[-1]
 
 
 async def two_steps(worker):
