@@ -93,7 +93,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
         print(f"before: {sum(before) / len(before):.3f} of {len(before)}", file=sys.stderr, flush=True)
         began, step, seconds = time.monotonic(), 0, {"rollout": 0.0, "train": 0.0}
         trajectories = tokens = failures = 0
-        while time.monotonic() - began < arguments.seconds:
+        while time.monotonic() - began < arguments.seconds and step < arguments.steps:
             started = time.monotonic()
             batch = pick(environment.split("train"), step=step, count=GROUPS, seed=arguments.seed)
             groups = await gather_agent_groups(Loop(toolbox), batch, rollouts=ROLLOUTS, seed=arguments.seed, **play)
@@ -132,6 +132,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=120.0, help="how long to train")
+    parser.add_argument("--steps", type=int, default=sys.maxsize, help="how many steps to train at most")
     parser.add_argument("--n", type=int, default=400, help="held-out scenarios, half of each level")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="also write the result here")

@@ -1,9 +1,12 @@
-"""What every test may ask for."""
+"""What every test may ask for, and what none may depend on: how quick the machine is, and how it likes its output."""
 
+import math
+import os
 import signal
 import sys
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from art_mcp.cli.main import main
 
@@ -15,7 +18,9 @@ def anyio_backend():
 
 @pytest.fixture
 def art(monkeypatch, capsys):
-    """Runs `art-mcp` with these words; gives its exit code, stdout and stderr."""
+    """Runs `art-mcp` with these words; gives its exit code, stdout and stderr, without progress: how much of it there is
+    depends on the machine."""
+    monkeypatch.setattr("art_mcp.observe.console.QUIET_SECONDS", math.inf)
 
     def run(*args):
         monkeypatch.setattr(sys, "argv", ["art-mcp", *args])
@@ -29,6 +34,15 @@ def art(monkeypatch, capsys):
 
     return run
 
+
+# by these, CI services and people's shells have programs take a pipe for a terminal, or for one of another width
+for name in ("FORCE_COLOR", "PY_COLORS", "CLICOLOR_FORCE", "GITHUB_ACTIONS", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+    os.environ.pop(name, None)
+for name in ("COLUMNS", "LINES", "TERMINAL_WIDTH"):
+    os.environ.pop(name, None)
+
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 # a shell starts what it puts in the background with Ctrl-C ignored, and children would inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -4,13 +4,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import anyio
+import psutil
 import pytest
 
 from art_mcp.child import launch_command, open_child
+from tests.processes import ended, runs
 
 ROOT = Path(__file__).parents[1]
 FAMILY = "trap '' TERM; sleep 1000 & echo $! $$; wait; wait"
@@ -30,21 +31,6 @@ def launched(*argv: str, **options) -> subprocess.CompletedProcess:
 def start(*argv: str) -> subprocess.Popen:
     command, args = launch_command(argv[0], argv[1:])
     return subprocess.Popen([command, *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-
-
-def ends(*pids: int) -> bool:
-    """Whether all of these processes end within ten seconds; a zombie has ended."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        if not any(map(runs, pids)):
-            return True
-        time.sleep(0.05)
-    return False
-
-
-def runs(pid: int) -> bool:
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout.strip()
-    return bool(state) and not state.startswith("Z")
 
 
 @pytest.mark.parametrize(("script", "status"), [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", -15), ("kill -KILL $$", -9)])
@@ -84,7 +70,7 @@ def test_the_command_is_in_a_group_of_its_own_with_default_signals():
 
 def test_what_the_command_leaves_behind_goes_with_it():
     result = launched("sh", "-c", "sleep 1000 >/dev/null 2>&1 & echo $!")
-    assert ends(int(result.stdout))
+    assert ended(int(result.stdout))
 
 
 def test_sigterm_is_forwarded_and_the_command_may_clean_up():
@@ -98,9 +84,9 @@ def test_sigterm_is_forwarded_and_the_command_may_clean_up():
 def test_sigkill_of_the_launcher_ends_the_whole_group():
     with start("sh", "-c", FAMILY) as process:
         family = [int(pid) for pid in process.stdout.readline().split()]
-        assert all(map(runs, family))
+        assert all(runs(psutil.Process(pid)) for pid in family)
         process.kill()
-    assert ends(*family)
+    assert ended(*family)
 
 
 def test_sigkill_of_the_parent_ends_the_whole_group_though_it_ignores_sigterm():
@@ -112,9 +98,9 @@ subprocess.run([command, *args], start_new_session=True)
 """
     with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE) as parent:
         family = [int(pid) for pid in parent.stdout.readline().split()]
-        assert all(map(runs, family))
+        assert all(runs(psutil.Process(pid)) for pid in family)
         parent.kill()
-        assert ends(*family)
+        assert ended(*family)
 
 
 @pytest.mark.anyio
@@ -130,7 +116,7 @@ async def test_an_open_child_that_ignores_sigterm_is_killed_with_its_group():
     async with open_child(["sh", "-c", FAMILY], grace=0.1) as process:
         family = [int(pid) for pid in (await process.stdout.receive()).split()]
     assert process.returncode == -signal.SIGKILL
-    assert ends(*family)
+    assert ended(*family)
 
 
 @pytest.mark.anyio

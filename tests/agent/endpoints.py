@@ -10,8 +10,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.clocks import skip
+
 HANG = b"hang"
-"""An answer that never comes."""
+"""An answer that never comes: the loop's clock goes on by HANGS seconds meanwhile."""
+HANGS = 60.0
 
 
 def http(status: int, body: str | bytes, **headers: str) -> bytes:
@@ -79,6 +82,7 @@ async def endpoint(answer: Answer | Sequence[bytes]) -> AsyncGenerator[Seen]:
             answered = answer_to(seen.bodies[-1])
             given = await answered if inspect.isawaitable(answered) else answered
             if given == HANG:
+                skip(HANGS)
                 await ended.wait()
             writer.write(given)
             await writer.drain()

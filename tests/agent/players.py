@@ -30,6 +30,7 @@ from art_mcp.types import (
     Span,
     Trajectory,
 )
+from tests.clocks import skip
 
 USER = {"role": "user", "content": "Please."}
 
@@ -91,8 +92,9 @@ class Desk:
         raise ToolError("not today")
 
     async def nap(self, seconds: float) -> str:
-        await anyio.sleep(seconds)
-        return "rested"
+        """Takes so many seconds of the loop's clock, and more."""
+        skip(seconds)
+        return await anyio.sleep_forever()
 
     async def meet(self) -> str:
         """Answers when two calls are in at the same time."""

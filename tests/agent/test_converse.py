@@ -10,7 +10,7 @@ from art_mcp import LocalBackend, Model, TrainableModel, evaluate, gather_trajec
 from art_mcp.errors import ModelError, RolloutError, TrainError
 from art_mcp.store.trajectories import read_rows, write_groups
 from art_mcp.types import Limits, Malformed, MalformedKind, Patience, StopReason, Usage
-from tests.agent.endpoints import HANG, called, endpoint, http, in_turn, refused
+from tests.agent.endpoints import HANG, HANGS, called, endpoint, http, in_turn, refused
 from tests.agent.endpoints import said as says
 from tests.agent.players import Desk, desk_tools, environment, scenario
 
@@ -119,7 +119,7 @@ async def test_calls_without_ids_get_some_that_their_answers_carry():
         ([says("5", finish="length")], Limits(tokens=100), StopReason.TOKEN_LIMIT),
         ([says(None, called("add", {"a": 2, "b": 3}), usage=COUNTED)], Limits(tokens=14), StopReason.TOKEN_LIMIT),
         ([ADD, refused(400, "too long", code="context_length_exceeded")], Limits(), StopReason.TOKEN_LIMIT),
-        ([says(None, called("nap", {"seconds": 60}))], Limits(seconds=2), StopReason.TIME_LIMIT),
+        ([says(None, called("nap", {"seconds": 60}))], Limits(seconds=60), StopReason.TIME_LIMIT),
     ],
 )
 async def test_limits_end_a_rollout_with_their_own_reasons(answers, limits, reason):
@@ -178,14 +178,14 @@ async def test_an_endpoint_that_recovers_is_tried_again():
 
 @pytest.mark.parametrize("answers", [[HANG], [ADD, HANG]])
 async def test_an_endpoint_that_never_answers_is_a_failure_also_in_a_later_turn(answers):
-    group, _ = await play(*answers, limits=Limits(seconds=1.5))
+    group, _ = await play(*answers, limits=Limits(seconds=HANGS))
     (failure,) = group.failures
     assert (failure.kind, "owed an answer" in failure.message) == ("EngineError", True)
 
 
 async def test_no_try_is_awaited_for_which_a_rollout_has_no_time_left():
-    group, seen = await play(http(503, "{}", retry_after="20"), limits=Limits(seconds=5))
-    assert "it asks to wait 20 s" in group.failures[0].message
+    group, seen = await play(http(503, "{}", retry_after="90"), limits=Limits(seconds=60))
+    assert "it asks to wait 90 s" in group.failures[0].message
     assert len(seen.bodies) == 1
 
 

@@ -193,6 +193,6 @@ async def test_a_failure_that_is_not_the_worlds_reaches_the_caller_by_its_name()
 
 
 async def test_a_cancelled_batch_ends():
-    with anyio.move_on_after(0.3) as scope:
-        await gather([scenario(calls(("nap", {"seconds": 1000})), "5")], rollouts=4)
+    with anyio.move_on_after(60) as scope:
+        await gather([scenario(calls(("nap", {"seconds": 60})), "5")], rollouts=4)
     assert scope.cancelled_caught

@@ -1,6 +1,7 @@
 """The training loop on a policy that does as told: its order of work, its cursor, its stops."""
 
 import math
+from time import monotonic
 
 import anyio
 import pytest
@@ -140,9 +141,10 @@ async def test_a_loop_goes_on_from_the_step_of_its_model():
 
 async def test_a_loop_that_has_nothing_left_to_do_leaves_its_checkpoint_alone():
     for plan in (Plan(steps=3), Plan(seconds=0.0)):
+        began = monotonic()
         notebook, seconds = await loop(plan, house=Playhouse(Obedient, step=3), spent=12.0)
         assert notebook.events == []
-        assert 12.0 <= seconds < 20.0
+        assert 12.0 <= seconds <= 12.0 + monotonic() - began
 
 
 async def test_a_loop_without_steps_saves_what_it_began_with():
@@ -150,10 +152,10 @@ async def test_a_loop_without_steps_saves_what_it_began_with():
 
 
 async def test_seconds_spent_before_a_resume_count():
-    notebook, seconds = await loop(Plan(seconds=60.0, steps=2, groups=1, rollouts=2), spent=50.0)
-    assert notebook.lines[0]["seconds_total"] >= 50.0
+    notebook, seconds = await loop(Plan(seconds=1000.0, steps=2, groups=1, rollouts=2), spent=500.0)
+    assert notebook.lines[0]["seconds_total"] >= 500.0
     assert seconds >= notebook.lines[1]["seconds_total"]
-    notebook, _ = await loop(Plan(seconds=60.0, steps=2, groups=1, rollouts=2), spent=60.0)
+    notebook, _ = await loop(Plan(seconds=1000.0, steps=2, groups=1, rollouts=2), spent=1000.0)
     assert notebook.lines == {}
 
 

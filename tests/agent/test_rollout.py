@@ -10,6 +10,7 @@ from art_mcp.errors import EngineError
 from art_mcp.sampling.scripted import ScriptedSampler
 from art_mcp.types import Completion, Limits, Malformed, MalformedKind, Scenario, Span, StopReason, ToolCall
 from tests.agent.players import USER, Desk, calls, desk_tools, dialect, text_of, tokenizer, tokens, whole
+from tests.clocks import skip
 
 pytestmark = pytest.mark.anyio
 
@@ -132,8 +133,7 @@ async def test_every_call_of_a_turn_is_answered_in_the_order_written():
 
 
 async def test_parallel_calls_are_in_flight_together():
-    with anyio.fail_after(20):
-        trajectory, _, _ = await play([calls(("meet", {}), ("meet", {})), "5"])
+    trajectory, _, _ = await play([calls(("meet", {}), ("meet", {})), "5"])
     assert [use.result.text for use in trajectory.uses] == ["met", "met"]
 
 
@@ -216,13 +216,13 @@ async def test_an_opening_that_leaves_no_room_for_a_turn_is_a_failure_and_no_tra
         await play(["5"], **{limit: opening})
 
 
-async def test_the_time_limit_ends_a_call_that_sleeps():
-    with anyio.fail_after(20):
-        trajectory, *rest = await play([calls(("nap", {"seconds": 1000})), "5"], seconds=0.3)
+async def test_the_time_limit_ends_a_call_that_sleeps(monkeypatch):
+    monkeypatch.setattr("art_mcp.agent.rollout.monotonic", anyio.current_time)
+    trajectory, *rest = await play([calls(("nap", {"seconds": 60})), "5"], seconds=60)
     assert trajectory.stop_reason is StopReason.TIME_LIMIT
     assert trajectory.messages[-1]["role"] == "assistant"
     assert trajectory.uses == ()
-    assert 0.3 <= trajectory.seconds < 20
+    assert trajectory.seconds >= 60
     assert consistent(trajectory, *rest)
 
 
@@ -236,6 +236,7 @@ class Sleepy(ScriptedSampler):
     async def sample(self, token_ids, **options) -> Completion:
         done = await super().sample(token_ids, **options)
         if len(self.prompts) > self.at:
+            skip(60)
             await anyio.sleep_forever()
         return done
 
@@ -243,20 +244,19 @@ class Sleepy(ScriptedSampler):
 async def sleepy_rollout(at):
     sampler = Sleepy([tokens(calls(ADD)), tokens("5")], at)
     async with desk_tools() as toolbox:
-        trajectory = await rollout(SCENARIO, sampler=sampler, dialect=dialect(), toolbox=toolbox, limits=Limits(seconds=0.3))
+        trajectory = await rollout(SCENARIO, sampler=sampler, dialect=dialect(), toolbox=toolbox, limits=Limits(seconds=60))
         return trajectory, sampler, whole(trajectory, toolbox)
 
 
 async def test_the_time_limit_ends_a_turn_that_is_being_sampled():
-    with anyio.fail_after(20):
-        trajectory, *rest = await sleepy_rollout(1)
+    trajectory, *rest = await sleepy_rollout(1)
     assert trajectory.stop_reason is StopReason.TIME_LIMIT
     assert trajectory.messages[-1]["content"] == "5"
     assert consistent(trajectory, *rest)
 
 
 async def test_an_engine_that_answers_no_turn_in_time_has_failed():
-    with anyio.fail_after(20), pytest.raises(EngineError, match=r"no turn was sampled within 0\.3 s"):
+    with pytest.raises(EngineError, match="no turn was sampled within 60 s"):
         await sleepy_rollout(0)
 
 

@@ -16,6 +16,8 @@ import psutil
 import pytest
 
 from art_mcp.wiring.inspector import PACKAGE, free
+from tests.ports import free_port, silent_port
+from tests.processes import remaining
 
 ROOT = Path(__file__).parents[2]
 FOLDER = str(Path(sys.executable).parent)
@@ -29,22 +31,24 @@ SERVERS = {
 }
 NODE = """#!/bin/sh
 if [ "$1" = --version ]; then echo v{version}; exit 0; fi
+{first}
 echo "$CLIENT_PORT $PWD $(command -v python) $*"
 {then}
 """
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+@pytest.fixture
+def silent():
+    """The socket at whose port nothing listens, as config.json says of its servers."""
+    with silent_port() as held:
+        yield held
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
+def project(tmp_path, monkeypatch, silent):
     """A folder with a config.json, and a PATH on which nothing is but what a test puts into bin/."""
     (tmp_path / "bin").mkdir()
-    servers = json.dumps({"mcpServers": SERVERS}).replace("{port}", str(free_port()))
+    servers = json.dumps({"mcpServers": SERVERS}).replace("{port}", str(silent.getsockname()[1]))
     (tmp_path / "config.json").write_text(servers)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin/nothing")
@@ -58,16 +62,16 @@ def program(path, text):
     return path
 
 
-def install(project, then="", version="22.19.0"):
+def install(project, first="", then="", version="22.19.0"):
     """A stand-in for what `make peers` makes: it tells what it was started with."""
     local = project / ".peers" / "inspector" / "node_modules"
     program(local / ".bin" / "mcp-inspector", "")
-    return program(local / "node" / "bin" / "node", NODE.format(version=version, then=then))
+    return program(local / "node" / "bin" / "node", NODE.format(version=version, first=first, then=then))
 
 
 def test_an_inspector_that_is_installed_here_is_preferred_with_its_own_node(project, art):
     node = install(project)
-    program(project / "bin" / "node", NODE.format(version="20.1.0", then=""))
+    program(project / "bin" / "node", NODE.format(version="20.1.0", first="", then=""))
     code, out, _ = art("inspect", "calculator", "--json")
     told = json.loads(out)
     script = str(project / ".peers" / "inspector" / "node_modules" / ".bin" / "mcp-inspector")
@@ -78,7 +82,7 @@ def test_an_inspector_that_is_installed_here_is_preferred_with_its_own_node(proj
 
 
 def test_without_one_npx_fetches_the_version_that_is_known_to_work(project, art):
-    program(project / "bin" / "node", NODE.format(version="24.0.1", then=""))
+    program(project / "bin" / "node", NODE.format(version="24.0.1", first="", then=""))
     npx = program(project / "bin" / "npx", "")
     code, out, _ = art("inspect", "--print", "--port", "7000")
     assert code == 0
@@ -115,7 +119,7 @@ def test_the_printed_command_can_be_run_from_here(project, art, monkeypatch):
 )
 def test_what_is_missing_is_told_in_one_line(project, art, version, npx, told):
     if version is not None:
-        program(project / "bin" / "node", NODE.format(version=version, then=""))
+        program(project / "bin" / "node", NODE.format(version=version, first="", then=""))
     if npx:
         program(project / "bin" / "npx", "")
     code, out, err = art("inspect")
@@ -137,9 +141,9 @@ def test_a_wrong_server_and_a_port_in_use_are_told_before_anything_starts(projec
     assert (code, err) == (2, f"error: port {port} on 127.0.0.1 is in use; choose another with --port\n")
 
 
-def test_servers_that_are_still_to_be_started_are_named_with_a_command(project, art):
+def test_servers_that_are_still_to_be_started_are_named_with_a_command(project, art, silent):
     install(project)
-    port = json.loads((project / "config.json").read_text())["mcpServers"]["everything"]["url"][17:].removesuffix("/sse")
+    port = silent.getsockname()[1]
     *_, err = art("inspect", "--print")
     first, second = err.splitlines()
     assert first.startswith(f"hint: calculator-http: nothing listens on localhost:{port} yet, so start a server in another ter")
@@ -147,12 +151,9 @@ def test_servers_that_are_still_to_be_started_are_named_with_a_command(project, 
     assert second.startswith("hint: everything, everything-again: nothing listens")
     assert second.endswith(f"such as: python servers/calculator/server.py --transport sse --port {port}")
     assert art("inspect", "calculator", "--print")[2] == ""
-    with socket.socket() as server:
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        server.bind(("127.0.0.1", int(port)))
-        server.listen()
-        assert not free("localhost", int(port))
-        assert art("inspect", "everything", "--print")[2] == ""
+    silent.listen()
+    assert not free("localhost", port)
+    assert art("inspect", "everything", "--print")[2] == ""
 
 
 def test_an_inspector_that_fails_is_told_with_its_exit_code(project, art):
@@ -165,7 +166,7 @@ COMMAND = (sys.executable, "-c", "from art_mcp.cli.main import main; main()", "i
 
 
 def test_ctrl_c_ends_the_inspector_and_all_that_it_started(project):
-    install(project, then="trap '' INT; /bin/sleep 1000 & wait")
+    install(project, first="trap '' INT; /bin/sleep 1000 &", then="wait")
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     with inspecting("--port", str(free_port()), environ=environ) as process:
         assert process.stdout.readline().split()[1] == str(project)
@@ -203,4 +204,4 @@ def inspecting(*words, environ):
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert len(children) >= 3
-    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert remaining(children) == []

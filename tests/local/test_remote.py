@@ -18,25 +18,37 @@ from art_mcp.local.remote import RemoteWorker
 from art_mcp.local.worker import WORKSPACE, Settings, Worker
 from art_mcp.model import TrainableModel
 from art_mcp.types import LoraSpec, ModelSpec, Sample, SamplingParams, TrainConfig
+from tests.processes import commands, remaining
 
 pytestmark = pytest.mark.anyio
 
 PROMPT = draw_tokens(12, seed="prompt")
 SETTINGS = Settings(deterministic=True, threads=1)
 CONFIG = TrainConfig(learning_rate=1e-3, sequence_ratio_bounds=(0.5, 2.0))
-ENDLESS = SamplingParams(max_tokens=15000)
+ENDLESS = SamplingParams(max_tokens=150_000)
+"""Half an hour, for each token costs more than the one before."""
 
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory):
-    return ModelSpec(source=str(save_toy(tmp_path_factory.mktemp("toy") / "toy", max_position_embeddings=20000)))
+    return ModelSpec(source=str(save_toy(tmp_path_factory.mktemp("toy") / "toy", max_position_embeddings=200_000)))
 
 
 @pytest.fixture(scope="module")
-def remote(spec):
-    worker = RemoteWorker("toy", ModelSpec(source=spec.source, lora=LoraSpec(rank=4)), SETTINGS)
-    yield worker
-    asyncio.run(worker.close())
+def started():
+    """The workers that this module has started."""
+    workers = []
+    yield workers
+    for worker in workers:
+        asyncio.run(worker.close())
+
+
+@pytest.fixture
+def remote(spec, started):
+    """The worker of this module; another one where a test has closed it."""
+    if not started or started[-1]._process.poll() is not None:
+        started.append(RemoteWorker("toy", ModelSpec(source=spec.source, lora=LoraSpec(rank=4)), SETTINGS))
+    return started[-1]
 
 
 async def two_steps(worker):
@@ -84,30 +96,33 @@ async def test_the_child_of_a_deterministic_run_starts_with_what_cublas_needs_un
 async def test_failures_in_the_child_arrive_by_name(remote):
     with pytest.raises(TrainError, match="a demonstration has no sampled log probabilities"):
         await remote.train([Sample((1, 2), (False, True), None, 1.0)], CONFIG)
-    with pytest.raises(EngineError, match="does not fit a context of 20000 tokens"):
-        await remote.sample([1] * 20000, params=ENDLESS, stop=frozenset())
+    with pytest.raises(EngineError, match="does not fit a context of 200000 tokens"):
+        await remote.sample([1] * 200_000, params=ENDLESS, stop=frozenset())
     with pytest.raises(RuntimeError, match="ValueError") as bug:
         await remote.train([Sample((1, 2), (False, True), (0.0,), 1.0)], CONFIG)
     assert re.search(r"torch_trainer\.py\", line \d+, in _learn", bug.value.__notes__[0])
 
 
 async def test_a_cancelled_request_is_cancelled_in_the_child_too(remote, tmp_path):
-    with anyio.move_on_after(0.2) as scope:
-        await remote.sample(PROMPT, params=ENDLESS, stop=frozenset())
-    assert scope.cancelled_caught
-    with anyio.fail_after(20):
+    asking = asyncio.create_task(remote.sample(PROMPT, params=ENDLESS, stop=frozenset()))
+    await asyncio.sleep(0)
+    with pytest.raises(EngineError, match="another tokenizer"):  # which the child says after it has begun with the other
+        await remote.sample([-1], params=ENDLESS, stop=frozenset())
+    asking.cancel()
+    await asyncio.wait([asking])
+    with anyio.fail_after(60):
         await remote.save(tmp_path / "saved")  # waits until nothing is being sampled
     assert (tmp_path / "saved" / "adapter_model.safetensors").exists()
 
 
-async def test_closing_ends_the_child_and_what_is_in_flight(remote):
+async def test_closing_ends_the_child_and_what_is_in_flight(remote, monkeypatch):
+    monkeypatch.setattr("art_mcp.local.remote.CLOSE_SECONDS", 100)  # it has to end by itself: a kill is no exit code 0
     processes = family(remote)
     assert len(processes) == 3  # the launcher, its guard, the worker
     pending = asyncio.create_task(remote.sample(PROMPT, params=ENDLESS, stop=frozenset()))
     await asyncio.sleep(0)
-    with anyio.fail_after(8):  # less than the patience after which it would be killed
-        await remote.close()
-    assert psutil.wait_procs(processes, timeout=10)[1] == []
+    await remote.close()
+    assert remaining(processes) == []
     with pytest.raises(EngineError, match=r"closed|has ended \(exit code 0\)"):
         await pending
     with pytest.raises(EngineError, match=r"has ended \(exit code 0\)"):
@@ -121,7 +136,7 @@ def family(worker):
 
 
 def worker_of(processes):
-    (child,) = [process for process in processes if process.cmdline()[1] == "-m"]  # the others are the launcher's
+    (child,) = [process for process, words in commands(processes) if words[1] == "-m"]  # the others are the launcher's
     return child
 
 
@@ -134,14 +149,14 @@ async def test_a_child_that_is_killed_fails_what_waits_for_it_and_says_so(spec):
     training = asyncio.create_task(worker.train([Sample((1, 2) * 100000, (False, True) * 100000, None, 1.0)], CONFIG))
     await asyncio.sleep(0)
     child.send_signal(signal.SIGKILL)
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         results = await asyncio.gather(*sampling, training, return_exceptions=True)
     assert all(isinstance(result, EngineError) for result in results)
     assert {str(result) for result in results} == {f"the worker process {processes[0].pid} has ended (killed by SIGKILL)"}
     with pytest.raises(EngineError, match="killed by SIGKILL"):
         await worker.train([], CONFIG)
     await worker.close()
-    assert psutil.wait_procs(processes, timeout=10)[1] == []
+    assert remaining(processes) == []
 
 
 def test_a_child_that_dies_in_the_middle_of_a_reply_is_told_of_and_nobody_waits_for_the_rest(spec, monkeypatch):
@@ -156,7 +171,7 @@ async def test_a_model_that_cannot_be_loaded_is_refused_and_no_child_stays(tmp_p
     with pytest.raises(ModelError, match="no model folder at"):
         await asyncio.to_thread(RemoteWorker, "toy", ModelSpec(source=str(tmp_path / "nowhere")), SETTINGS)
     left = set(psutil.Process().children()) - before
-    assert psutil.wait_procs(left, timeout=10)[1] == []
+    assert remaining(left) == []
 
 
 PARENT = """
@@ -180,14 +195,15 @@ def test_a_parent_that_is_killed_leaves_no_child(spec):
         processes = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
         parent.send_signal(signal.SIGKILL)
     assert len(processes) == 3
-    assert psutil.wait_procs(processes, timeout=15)[1] == []
+    assert remaining(processes) == []
 
 
 async def test_a_backend_ends_every_child_though_one_of_them_does_not_end_as_it_should(monkeypatch):
     backend = LocalBackend(in_process=False, threads=1)
     models = [TrainableModel(name=name) for name in ("first", "second")]
-    for model in models:
-        await model.register(backend)
+    async with anyio.create_task_group() as group:
+        for model in models:
+            group.start_soon(model.register, backend)
     children = psutil.Process().children(recursive=True)
     assert len(children) >= 2
     second, close = models[1].sampler(), models[1].sampler().close
@@ -199,7 +215,7 @@ async def test_a_backend_ends_every_child_though_one_of_them_does_not_end_as_it_
     monkeypatch.setattr(second, "close", stubborn)
     with pytest.raises(EngineError, match="did not end as it should"):
         await backend.close()
-    assert psutil.wait_procs(children, timeout=10)[1] == []
+    assert remaining(children) == []
 
 
 async def test_a_model_whose_registration_was_cancelled_has_no_child(spec):
@@ -213,9 +229,9 @@ async def test_a_model_whose_registration_was_cancelled_has_no_child(spec):
     async with anyio.create_task_group() as group:
         group.start_soon(model.register, backend)
         while True:
-            if any("art_mcp.local.remote" in child.cmdline() for child in children()):
+            if any("art_mcp.local.remote" in words for _, words in commands(children())):
                 break
             await anyio.sleep(0.01)
         group.cancel_scope.cancel()
-    assert psutil.wait_procs(children(), timeout=10)[1] == []
+    assert remaining(children()) == []
     await backend.close()

@@ -17,6 +17,7 @@ from art_mcp.local.served import open_served
 from art_mcp.local.worker import Settings, Worker
 from art_mcp.sampling.vllm_args import VllmSettings
 from art_mcp.types import LoraSpec, ModelSpec, Sample, SamplingParams, TrainConfig
+from tests.processes import commands, remaining
 
 pytestmark = pytest.mark.anyio
 
@@ -46,7 +47,9 @@ async def served(python, spec):
 
 
 def servers():
-    return [child for child in psutil.Process().children(recursive=True) if str(FAKE) in child.cmdline()]
+    """Those that serve; what is asked for its options alone is none."""
+    below = commands(psutil.Process().children(recursive=True))
+    return [child for child, words in below if {str(FAKE), "vllm.entrypoints.openai.api_server"} <= {*words}]
 
 
 async def test_the_server_starts_while_the_learner_is_still_loading_its_adapters(python, toy):
@@ -248,7 +251,7 @@ async def test_closing_leaves_no_process_and_no_folder(python, toy):
     launcher = psutil.Process(worker.engine.server._process.pid)
     family, folder = [launcher, *launcher.children(recursive=True)], worker.engine.version.folder
     await worker.close()
-    assert psutil.wait_procs(family, timeout=10)[1] == []
+    assert remaining(family) == []
     assert not folder.parent.exists()
 
 
@@ -290,7 +293,7 @@ async def test_a_server_that_does_not_start_leaves_nothing_behind(python, tmp_pa
     with pytest.raises(EngineError, match="these weights are broken"):
         await served(python, ModelSpec(source=str(broken), lora=LoraSpec(rank=4)))
     left = set(psutil.Process().children(recursive=True)) - before
-    assert psutil.wait_procs(left, timeout=10)[1] == []
+    assert remaining(left) == []
 
 
 async def test_the_backend_serves_through_the_interpreter_that_has_vllm(python, toy):

@@ -13,6 +13,7 @@ from art_mcp.errors import EngineError, TrainError
 from art_mcp.openai_patch import gather_agent_groups
 from art_mcp.types import Malformed, Scenario
 from tests.agent.players import Watcher
+from tests.clocks import skip
 from tests.openai_patch.agents import Between
 
 pytestmark = pytest.mark.anyio
@@ -89,6 +90,7 @@ async def silent(client, scenario):
 
 async def endless(client, scenario):
     await ask(client, scenario)
+    skip(60)
     await anyio.sleep_forever()
 
 
@@ -96,14 +98,14 @@ async def endless(client, scenario):
     ("agent", "reward", "reason"),
     [
         (silent, even, "AgentError: the agent never asked the policy"),
-        (endless, even, "AgentError: the agent had not ended after 0.5 s"),
+        (endless, even, "AgentError: the agent had not ended after 60 s"),
         (ask, lambda recording, answer: float("nan"), "RewardError: the reward is nan"),
         (ask, lambda recording, answer: {"a": "b"}, "RewardError: the reward: ValueError"),
     ],
 )
 async def test_where_every_rollout_fails_the_first_reason_is_told(model, agent, reward, reason):
     with pytest.raises(TrainError, match=reason):
-        await gather_agent_groups(agent, SCENARIOS[:1], model=model, reward=reward, rollouts=2, seconds=0.5)
+        await gather_agent_groups(agent, SCENARIOS[:1], model=model, reward=reward, rollouts=2, seconds=60)
 
 
 class Dying:

@@ -23,6 +23,7 @@ from art_mcp.errors import ConfigError, EngineError
 from art_mcp.sampling.vllm_messages import COMPLETIONS, TOKENS
 from art_mcp.tools import open_tools
 from art_mcp.types import LoraSpec, ModelSpec, Sample, SamplingParams
+from tests.processes import remaining
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".peers" / "vllm" / "bin" / "python"
@@ -240,9 +241,10 @@ async def test_an_engine_that_is_killed_fails_the_rollouts_in_flight_and_the_nex
                 scenarios, model=model, environment=environment, toolbox=toolbox, rollouts=2, concurrency=8
             )
 
+        (core,) = [process for process in family(worker) if process.name().startswith("VLLM::Engine")]
+        core.suspend()  # so that it answers nothing before it dies, however quick it is
         first = asyncio.create_task(play())
         await until(lambda: worker.engine.version.requests)
-        (core,) = [process for process in family(worker) if process.name().startswith("VLLM::Engine")]
         core.send_signal(signal.SIGKILL)
         groups = await first
         failures = [failure for group in groups for failure in group.failures]
@@ -311,10 +313,11 @@ async def test_two_servers_are_one_engine_and_each_is_started_anew_alone():
         assert max(difference(worker, turn.span) for turn in turns) < BOUND
         step = TrainConfig(learning_rate=1e-3, warmup_steps=0)
         await worker.train([sample_of(turns[0].span)], step)
-        begun = [asyncio.create_task(worker.sample(PROMPT, params=LONG, stop=frozenset())) for _ in range(2)]
-        await until(lambda: all(engine.version.requests for engine in engines))
         launcher = psutil.Process(engines[0].server._process.pid)
         (core,) = [one for one in launcher.children(recursive=True) if one.name().startswith("VLLM::Engine")]
+        core.suspend()
+        begun = [asyncio.create_task(worker.sample(PROMPT, params=LONG, stop=frozenset())) for _ in range(2)]
+        await until(lambda: all(engine.version.requests for engine in engines))
         core.send_signal(signal.SIGKILL)
         outcomes = await asyncio.gather(*begun, return_exceptions=True)
         assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Completion", "EngineError"]
@@ -357,4 +360,4 @@ def test_a_parent_that_is_killed_leaves_no_process():
             processes = psutil.Process(parent.pid).children(recursive=True)
         parent.send_signal(signal.SIGKILL)
     assert len(processes) >= 4  # the launcher, its guard, the server, its engine
-    assert psutil.wait_procs(processes, timeout=10)[1] == []
+    assert remaining(processes) == []

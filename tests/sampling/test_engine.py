@@ -217,15 +217,22 @@ async def test_work_that_fails_tells_its_caller_and_the_engine_goes_on(engine):
     check(await talk(engine, 1))
 
 
-def signal_at(call):
-    """An event of this loop, and a listener that sets it when the decoder is called for the `call`-th time."""
-    loop, event = asyncio.get_running_loop(), asyncio.Event()
-    return event, lambda number: loop.call_soon_threadsafe(event.set) if number == call else None
+def held_at(call):
+    """An event of this loop, a listener that sets it when the decoder is called for the `call`-th time and stays in this call,
+    and what lets it go on: whatever is done until then happens at this very moment, however quick the engine is."""
+    loop, reached, go = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+
+    def heard(number):
+        if number == call:
+            loop.call_soon_threadsafe(reached.set)
+            go.wait()
+
+    return reached, heard, go
 
 
 @pytest.mark.parametrize("call", [1, 2, 3, 7])
 async def test_a_cancelled_request_frees_its_row_and_the_others_finish(call):
-    started, heard = signal_at(call)
+    started, heard, go = held_at(call)
     watched = Watched(shared_decoder(), heard)
     engine = open_engine(watched)
     params = SamplingParams(240, 1.0, seed=1)
@@ -233,6 +240,8 @@ async def test_a_cancelled_request_frees_its_row_and_the_others_finish(call):
     others = asyncio.create_task(talk_at_once(engine, range(6)))
     await started.wait()
     doomed.cancel()
+    await asyncio.wait([doomed])
+    go.set()
     check(await others)
     await engine.exclusive(lambda: None)  # never comes where a row is left behind
     engine.close()
@@ -244,9 +253,12 @@ async def test_cancelling_at_any_moment_leaves_the_engine_whole():
     chance = random.Random(1)
     tasks = []
 
+    async def call_off(task):
+        task.cancel()
+
     def heard(number):
         if number % 2 == 0:
-            loop.call_soon_threadsafe(chance.choice(tasks).cancel)
+            asyncio.run_coroutine_threadsafe(call_off(chance.choice(tasks)), loop).result()
 
     loop = asyncio.get_running_loop()
     engine = open_engine(Watched(shared_decoder(), heard), max_batch=16)
@@ -261,13 +273,19 @@ async def test_cancelling_at_any_moment_leaves_the_engine_whole():
 
 
 async def test_closing_fails_the_requests_in_flight_and_those_that_wait():
-    started, heard = signal_at(3)
+    started, heard, go = held_at(3)
     engine = open_engine(Watched(shared_decoder(), heard), max_batch=1)
     params = SamplingParams(240)
     tasks = [asyncio.create_task(engine.sample([1, 2], params=params, stop=frozenset())) for _ in range(3)]
     tasks.append(asyncio.create_task(engine.exclusive(lambda: None)))
     await started.wait()
-    await asyncio.to_thread(engine.close)
+    closing = asyncio.create_task(asyncio.to_thread(engine.close))
+    while True:
+        if engine._ended:
+            break
+        await asyncio.sleep(0)
+    go.set()
+    await closing
     for task in tasks:
         with pytest.raises(EngineError, match="closed"):
             await task
@@ -351,14 +369,17 @@ async def test_deterministic_results_survive_the_cancelling_of_others():
     alone = open_engine(deterministic=True)
     wanted = [turn[2].span for turn in await talk(alone, 2)]
     alone.close()
-    started, heard = signal_at(30)
+    started, heard, go = held_at(30)
     engine = open_engine(Watched(shared_decoder(), heard), deterministic=True)
     doomed = asyncio.create_task(engine.sample(OPENINGS[2] + [5] * 60, params=SamplingParams(170), stop=frozenset(), shared=20))
     said = asyncio.create_task(talk(engine, 2))
     await started.wait()
     doomed.cancel()
+    await asyncio.wait([doomed])
+    go.set()
     assert [turn[2].span for turn in await said] == wanted
     engine.close()
+    assert doomed.cancelled()
 
 
 @pytest.mark.parametrize("call", [1, 2, 3, 6])
@@ -377,7 +398,7 @@ async def test_a_failure_of_the_engine_reaches_everybody_who_waits(call):
     ]
     tasks.append(asyncio.create_task(engine.exclusive(lambda: None)))
     asyncio.get_running_loop().call_soon(everybody.set)
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         results = await asyncio.gather(*tasks, return_exceptions=True)
     assert all(isinstance(result, MemoryError) for result in results)
     with pytest.raises(EngineError, match="no room for the batch"):

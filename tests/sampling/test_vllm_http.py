@@ -83,7 +83,7 @@ async def test_a_request_that_is_given_up_closes_its_connection():
         await asyncio.sleep(0)
         await until(lambda: client_connected(task))
         task.cancel()
-        await asyncio.wait_for(closed.wait(), 10)
+        await asyncio.wait_for(closed.wait(), 60)
 
 
 async def until(happened):

@@ -16,6 +16,7 @@ from art_mcp.sampling.vllm_args import Served, VllmSettings
 from art_mcp.sampling.vllm_replicas import open_engine
 from art_mcp.types import Limits, SamplingParams, StopReason
 from tests.agent.players import Obedient, Playhouse, calls, desk_tools, environment, obedient, scenario
+from tests.processes import remaining
 
 pytestmark = pytest.mark.anyio
 
@@ -93,7 +94,7 @@ def keep_from_starting(server, tmp_path):
     """Kills a server; the next one does not answer before the file that this returns is gone."""
     slow = tmp_path / "base" / f"slow-{server.connections.port}"
     slow.touch()
-    kill(server).wait(10)
+    kill(server).wait(60)
     return slow
 
 
@@ -173,7 +174,7 @@ async def test_a_dead_replica_fails_its_own_requests_and_the_other_takes_its_con
 
 
 async def test_weights_published_while_one_is_dead_are_those_of_its_next_start(engine, tmp_path):
-    kill(engine.servers[1]).wait(10)
+    kill(engine.servers[1]).wait(60)
     await engine.publish(1, version(tmp_path, 1))
     await mended(engine)
     assert (await told(engine))[1] == ["load policy@1"]
@@ -234,7 +235,7 @@ async def test_a_replica_that_does_not_start_again_leaves_the_work_to_the_other(
     def attempts():
         return capsys.readouterr().err.count("one of 2 engine replicas does not start: vLLM ended with exit code 1")
 
-    kill(engine.servers[0]).wait(10)
+    kill(engine.servers[0]).wait(60)
     (tmp_path / "base" / "broken").touch()
     turns = await asyncio.gather(*(draw(engine, (*SHARED, number)) for number in range(10, 14)))
     assert {turn.span.policy_version for turn in turns} == {0}
@@ -245,7 +246,7 @@ async def test_a_replica_that_does_not_start_again_leaves_the_work_to_the_other(
         assert attempts() == 1
         await engine.publish(step, version(tmp_path, step))
         assert (engine.policy.step, (await draw(engine, (*SHARED, 30))).span.policy_version) == (step, step)
-    kill(engine.servers[1]).wait(10)
+    kill(engine.servers[1]).wait(60)
     with pytest.raises(EngineError, match="these weights are broken"):
         await engine.ready()
     with pytest.raises(EngineError, match="these weights are broken"):
@@ -257,7 +258,7 @@ async def test_a_replica_that_does_not_start_again_leaves_the_work_to_the_other(
 async def test_weights_that_no_replica_was_left_to_take_are_those_of_the_next_start(engine, tmp_path):
     (tmp_path / "base" / "broken").touch()
     for server in engine.servers:
-        kill(server).wait(10)
+        kill(server).wait(60)
     with pytest.raises(EngineError, match="these weights are broken"):
         await engine.publish(1, version(tmp_path, 1))
     (tmp_path / "base" / "broken").unlink()
@@ -292,7 +293,7 @@ async def test_closing_leaves_no_process(engine):
     launchers = [psutil.Process(server._process.pid) for server in engine.servers]
     family = [process for launcher in launchers for process in (launcher, *launcher.children(recursive=True))]
     await engine.close()
-    assert psutil.wait_procs(family, timeout=10)[1] == []
+    assert remaining(family) == []
 
 
 def test_an_engine_has_at_least_one_replica():

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.processes import commands, remaining
 from tests.slow.programs import INSTALLED, ROOT, Clone, node_folder
 
 MARK = "STARTED_BY_TEST"
@@ -45,9 +46,9 @@ def clone(tmp_path: Path) -> Iterator[Clone]:
 
 
 def left_running(mark: str) -> list[str]:
-    """What still runs ten seconds after the test, by command line; it is killed. A zombie has ended."""
-    _, alive = psutil.wait_procs([process for process in psutil.process_iter() if marked(process, mark)], timeout=10)
-    lines = [" ".join(process.cmdline()) for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+    """What still runs half a minute after the test, by command line; it is killed."""
+    alive = remaining([process for process in psutil.process_iter() if marked(process, mark)], within=30)
+    lines = [" ".join(words) for _, words in commands(alive)]
     for process in alive:
         process.kill()
     return lines

@@ -13,10 +13,11 @@ from time import monotonic
 import psutil
 
 from art_mcp.store.run import Run
+from tests.processes import remaining
 
 ROOT = Path(__file__).resolve().parents[2]
 MAIN = "from art_mcp.cli.main import main; main()"
-ENDS_WITHIN = 10.0
+ENDS_WITHIN = 60.0
 """Seconds after a kill in which everything that belongs to the run must be gone."""
 
 
@@ -48,8 +49,7 @@ class Command:
         victim.kill()
         deadline = monotonic() + ENDS_WITHIN
         code = self.process.wait(ENDS_WITHIN)
-        left = psutil.wait_procs(family, timeout=max(0.0, deadline - monotonic()))[1]
-        assert [process.cmdline() for process in left if process.status() != psutil.STATUS_ZOMBIE] == []
+        assert remaining(family, within=deadline - monotonic()) == []
         return code
 
 

@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,14 +11,9 @@ from pathlib import Path
 from art_mcp.child import launch_command
 from art_mcp.tools import McpToolbox
 from art_mcp.types import ServerSpec, ToolCall
+from tests.ports import free_port
 
 ODD = str(Path(__file__).with_name("odd_server.py"))
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def odd_stdio(*args: str, **fields) -> ServerSpec:
@@ -43,9 +39,9 @@ def odd_url(transport: str) -> Iterator[ServerSpec]:
 def wait_for_port(port: int, process: subprocess.Popen) -> None:
     while process.poll() is None:
         with socket.socket() as attempt:
-            attempt.settimeout(0.05)
             if attempt.connect_ex(("127.0.0.1", port)) == 0:
                 return
+        time.sleep(0.01)  # for the server needs the processor too
     raise AssertionError(f"the server ended: {process.stdout.read()}")
 
 

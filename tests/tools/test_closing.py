@@ -64,6 +64,13 @@ async def closing(spec: ServerSpec) -> AsyncGenerator[tuple[Closing, ServerSpec]
         group.cancel_scope.cancel()
 
 
+@pytest.fixture
+def kept(monkeypatch):
+    """Connections are used again however long it takes until they are."""
+    monkeypatch.setattr(http_client, "IDLE_SECONDS", 1000.0)
+
+
+@pytest.mark.usefixtures("kept")
 async def test_a_call_that_may_be_repeated_is_not_lost(http):
     async with closing(http) as (way, spec), open_tools([spec]) as toolbox:
         answers: dict[int, str] = {}
@@ -80,6 +87,7 @@ async def test_a_call_that_may_be_repeated_is_not_lost(http):
         assert way.lost == 3
 
 
+@pytest.mark.usefixtures("kept")
 async def test_any_other_call_is_lost_alone(http):
     async with closing(http) as (way, spec), open_tools([spec]) as toolbox:
         paused: list[str] = []

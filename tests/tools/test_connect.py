@@ -8,11 +8,12 @@ from pathlib import Path
 import anyio
 import pytest
 from mcp import Client
-from odd import free_port, odd_in_process, odd_stdio
+from odd import odd_in_process, odd_stdio
 
 from art_mcp.errors import ConfigError, ToolServerError
 from art_mcp.tools.connect import connect
 from art_mcp.types import ServerSpec
+from tests.ports import silent_port
 
 pytestmark = pytest.mark.anyio
 
@@ -70,8 +71,9 @@ async def test_a_server_that_never_answers_is_given_up(mode):
 
 @pytest.mark.parametrize("transport", ["sse", "streamable-http"])
 async def test_a_port_where_nothing_listens_is_named_without_credentials(transport, mode):
-    port = free_port()
-    message = await failure_of(ServerSpec("away", transport, url=f"http://me:word@127.0.0.1:{port}/x?key=word"), mode=mode)
+    with silent_port() as held:
+        port = held.getsockname()[1]
+        message = await failure_of(ServerSpec("away", transport, url=f"http://me:word@127.0.0.1:{port}/x?key=word"), mode=mode)
     assert f"nothing listens at http://127.0.0.1:{port}/x;" in message
     assert "word" not in message
 

@@ -24,13 +24,14 @@ from art_mcp.store.trajectories import read_rows
 from art_mcp.types import TrainConfig
 from art_mcp.wiring import training
 from art_mcp.wiring.stage import Setting, find_model
+from tests.processes import remaining
 
 HERE = Path(__file__).parent
 ENVIRONMENT = str(HERE / "calculator_here.py")
 SETTING = Setting(ENVIRONMENT, deterministic=True, in_process=True)
 PLAN = Plan(steps=4, groups=2, rollouts=4, save_every=2)
 ASKED = training.Training(SETTING, PLAN, TrainConfig(learning_rate=1e-3), eval_n=2)
-MAIN = "from art_mcp.cli.main import main; main()"
+MAIN = "from art_mcp.observe import console; console.QUIET_SECONDS = 1e9; from art_mcp.cli.main import main; main()"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -285,7 +286,7 @@ def test_an_interrupted_run_says_how_it_goes_on_and_leaves_no_process(project):
     assert run.manifest["status"] == "stopped"
     assert last == len(run.read_metrics()) >= 3
     assert children
-    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert remaining(children) == []
     again = run.manifest["training"]
     run.describe({"training": {**again, "setting": {**again["setting"], "in_process": True}}})  # a second child is not needed
     resume("interrupted", steps=last + 1)

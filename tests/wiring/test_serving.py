@@ -8,21 +8,16 @@ from openai import APIStatusError, AsyncOpenAI, NotFoundError
 from art_mcp.errors import ConfigError
 from art_mcp.local.backend import LocalBackend
 from art_mcp.local.models import TINY
-from art_mcp.serve.listen import open_socket
 from art_mcp.store.run import Run
 from art_mcp.wiring.remote import only_model
 from art_mcp.wiring.serving import Place, Serving, serving
 from art_mcp.wiring.stage import Setting
+from tests.ports import free_port
 
 pytestmark = pytest.mark.anyio
 
 SETTING = Setting(environment="", trainer="torch")
 QUESTION = [{"role": "user", "content": "What is 2 plus 3?"}]
-
-
-def free_port():
-    with open_socket("127.0.0.1", 0) as one:
-        return one.getsockname()[1]
 
 
 async def answers_of(port):
