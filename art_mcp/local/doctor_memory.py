@@ -14,7 +14,8 @@ from art_mcp.errors import ModelError
 from art_mcp.local.packing import micro_batches, plan_rows
 from art_mcp.local.shape import ADAPTED, FLOAT, Shape
 from art_mcp.local.torch_trainer import LOGIT_CELLS
-from art_mcp.sampling.batch import PREFILL_CELLS, ROOM
+from art_mcp.sampling.batch import PREFILL_CELLS
+from art_mcp.sampling.slots import ROOM
 from art_mcp.sampling.transformers_engine import HISTORY_BYTES
 from art_mcp.types import Sample, TrainConfig
 
