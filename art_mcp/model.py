@@ -165,10 +165,9 @@ class TrainableModel(Model[ModelConfig]):
         """How many training steps this model has taken."""
         return await self.backend.get_step(self)
 
-    async def ready(self) -> int:
-        """Returns when `sampler` can be used: where its engine died, once another one answers; and how often one was started.
-        Raises EngineError."""
-        return await self.backend.ready(self)
+    async def ready(self) -> None:
+        """Returns when `sampler` can be used: where its engine died, once another one answers. Raises EngineError."""
+        await self.backend.ready(self)
 
     def sampler(self) -> Sampler:
         """Samples from the current policy."""

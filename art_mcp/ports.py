@@ -164,10 +164,9 @@ class Backend(Protocol):
 
     async def register(self, trainable: Trainable) -> None: ...
 
-    async def ready(self, trainable: Trainable) -> int:
-        """Returns when the model can be sampled from, and how often its engine was started so far. One that died is started
-        anew, which takes a minute or two: awaited before a rollout begins, so that no rollout's time limit pays for it. Raises
-        EngineError where it cannot be."""
+    async def ready(self, trainable: Trainable) -> None:
+        """Returns when the model can be sampled from. An engine that died is started anew, which takes a minute or two: awaited
+        before each turn, while the rollout's time stands still. Raises EngineError where it cannot be."""
         ...
 
     async def train(

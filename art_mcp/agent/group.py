@@ -14,7 +14,7 @@ from art_mcp.agent.converse import converse
 from art_mcp.agent.rollout import name_rollout, rollout
 from art_mcp.agent.trace import outcome_of, rewards_of, traced
 from art_mcp.environment import Environment
-from art_mcp.errors import EngineError, RolloutError, members_of
+from art_mcp.errors import RolloutError, members_of
 from art_mcp.model import Model, TrainableModel
 from art_mcp.ports import Chat, Progress, Toolbox, Tracer
 from art_mcp.types import (
@@ -24,7 +24,6 @@ from art_mcp.types import (
     SamplingParams,
     Scenario,
     ScoredTrajectory,
-    StopReason,
     Tool,
     Trajectory,
     TrajectoryGroup,
@@ -104,11 +103,8 @@ class Play:
         if chat is not None:
             return await converse(scenario, chat=chat, **shared)
         assert isinstance(self.model, TrainableModel)
-        starts = await self.model.ready()
-        trajectory = await rollout(scenario, sampler=self.model.sampler(), dialect=self.model.dialect(), **shared)
-        if trajectory.stop_reason is StopReason.TIME_LIMIT and await self.model.ready() != starts:
-            raise EngineError("the engine died, and another was started while this rollout's time ran")
-        return trajectory
+        model = self.model
+        return await rollout(scenario, sampler=model.sampler(), dialect=model.dialect(), ready=model.ready, **shared)
 
 
 @asynccontextmanager

@@ -19,6 +19,8 @@ from art_mcp.types import Sample, TrainConfig
 Imitate: TypeAlias = Callable[[Sequence[Sample], TrainConfig], Awaitable[Mapping[str, float]]]
 """One supervised step."""
 
+WARM_START = "warm start"
+"""The `phase` of a supervised step among a run's metrics; a step by reward has none."""
 WARM_UP = 0.03
 """The share of the steps in which the learning rate rises."""
 
@@ -82,7 +84,7 @@ async def imitation_loop(
         batch = pick(samples, step=step, count=lessons.batch, seed=seed)
         metrics = await imitate(batch, config.with_(learning_rate=rate, warmup_steps=0))
         seconds = {"seconds_train": monotonic() - started, "seconds_total": monotonic() - began}
-        recorder.metrics(step, {"phase": "warm start", **metrics, "learning_rate": rate, **seconds})
+        recorder.metrics(step, {"phase": WARM_START, **metrics, "learning_rate": rate, **seconds})
 
     async with saved_steps(model, save, every=save_every) as taken:
         while step < steps and (lessons.seconds is None or monotonic() - began < lessons.seconds):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from time import monotonic
 from typing import Any
 
 import anyio
 
+from art_mcp.agent.clock import Clock, Ready, at_once
 from art_mcp.agent.trace import described, traced
 from art_mcp.core.seeds import seed_of
 from art_mcp.errors import EngineError, ToolServerError, boundary
@@ -55,8 +55,9 @@ async def rollout(
     key: Sequence[object] = (0, 0),
     number: int = 0,
     tracer: Tracer | None = None,
+    ready: Ready = at_once,
 ) -> Trajectory:
-    """Plays `scenario` until an answer without a call, or a limit.
+    """Plays `scenario` until an answer without a call, or a limit. `ready` is awaited before each turn, at no cost in time.
 
     Every draw depends on (`key`, scenario id, `number`, turn) alone; `key` is (run seed, step), `number` the rollout's
     place in its group. The spans are never longer than `limits.tokens` or the model's context.
@@ -67,9 +68,9 @@ async def rollout(
     limits = limits or Limits()
     transcript = Transcript(opening_of(scenario.prompt, system))
     seed_key = (*key, scenario.id, number)
-    began = monotonic()
+    clock = Clock(limits.seconds, ready)
     reason = StopReason.TIME_LIMIT
-    with anyio.move_on_after(limits.seconds):
+    with clock.limit:
         reason = await play(
             transcript,
             sampler=sampler,
@@ -79,6 +80,7 @@ async def rollout(
             temperature=temperature,
             key=seed_key,
             tracer=tracer,
+            clock=clock,
         )
     if not any(span.logprobs is not None for span in transcript.spans):
         raise EngineError(f"no turn was sampled within {limits.seconds:g} s: raise Limits.seconds, or play fewer at a time")
@@ -89,7 +91,7 @@ async def rollout(
         spans=tuple(transcript.spans),
         stop_reason=reason,
         uses=tuple(transcript.uses),
-        seconds=monotonic() - began,
+        seconds=clock.seconds,
     )
 
 
@@ -103,6 +105,7 @@ async def play(
     temperature: float,
     key: Sequence[object],
     tracer: Tracer | None,
+    clock: Clock,
 ) -> StopReason:
     """Samples turn after turn into `transcript` and says why it ended."""
     shared, rest = dialect.opening(transcript.messages, toolbox.tools)
@@ -114,6 +117,7 @@ async def play(
     for turn in range(limits.turns):
         room = min(limits.turn_tokens, most - len(transcript.tokens))
         params = SamplingParams(max_tokens=room, temperature=temperature, seed=seed_of(*key, turn))
+        await clock.ready()
         with traced(tracer, "turn", turn=turn, messages=tuple(transcript.messages)) as tell:
             completion = await sampler.sample(transcript.tokens, params=params, stop=dialect.stop_token_ids, shared=len(shared))
             transcript.add(completion.span)

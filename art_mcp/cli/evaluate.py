@@ -49,14 +49,14 @@ def command(
     import anyio
 
     from art_mcp.core.address import without_login
-    from art_mcp.wiring.stage import evaluate_stage, is_endpoint, open_scene
+    from art_mcp.wiring.stage import evaluate_stage, is_endpoint, note_unseen_tools, open_scene
 
     setting = o.setting_of(context.params, trainer="torch")  # nothing is trained, and it is the quicker one to load
-
     at_once = concurrency or (16 if is_endpoint(model) else 128)
 
     async def run() -> Evaluation:
-        async with open_scene(setting, splits=(split,), api_key=api_key) as scene:
+        async with open_scene(setting, splits=(split,), api_key=api_key, stream=sys.stderr) as scene:
+            note_unseen_tools(scene, stream=sys.stderr)
             return await evaluate_stage(
                 scene, split=split, n=n, temperature=temperature, seed=seed, stream=sys.stderr, concurrency=at_once
             )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -57,6 +57,7 @@ Weave = Annotated[
     str | None,
     typer.Option("--weave", metavar="PROJECT", help="Trace into a W&B Weave project; weave.init patches libraries globally."),
 ]
+Wandb = Annotated[str | None, typer.Option("--wandb", metavar="PROJECT", help="Send the metrics to Weights & Biases too.")]
 ConfigFile = Annotated[str, typer.Option("--config", help="The mcpServers file.")]
 Seed = Annotated[int, typer.Option("--seed", help="Decides every draw.")]
 Split = Annotated[str, typer.Option("--split", help="Which scenarios.")]
@@ -73,7 +74,14 @@ Prepare = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 Lenient = Annotated[bool, typer.Option("--lenient", help="Also read tool calls written as bare or fenced JSON.")]
-Deterministic = Annotated[bool, typer.Option("--deterministic", help="Same seed, same trajectories to the last bit; slower.")]
+Deterministic = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic",
+        help="Same seed, machine and versions: same trajectories to the last bit; slower. Without vLLM and Unsloth. On a GPU "
+        "torch is held to deterministic algorithms; whether that is the last bit was not measured.",
+    ),
+]
 
 Engine = Annotated[
     Literal["transformers", "vllm"] | None,
@@ -141,19 +149,11 @@ def write(text: str) -> None:
     sys.stdout.flush()
 
 
-@contextmanager
-def waiting(text: str) -> Generator[None]:
+def waiting(text: str) -> AbstractContextManager[None]:
     """A line on stderr while the block lasts, where it is a terminal; libraries and servers take seconds to load."""
-    shown = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-    if shown:
-        sys.stderr.write(f"{text} …")
-        sys.stderr.flush()
-    try:
-        yield
-    finally:
-        if shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+    from art_mcp.observe import waiting
+
+    return waiting.waiting(sys.stderr, text)
 
 
 def drop_stdout() -> None:

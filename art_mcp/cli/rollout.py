@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from art_mcp.cli import options as o
 
+if TYPE_CHECKING:
+    from art_mcp.wiring.play import Played
+
 HELP = "Play one scenario and print the conversation: tool calls and results marked, the tokens that training sees coloured."
 EXAMPLE = "Example: art-mcp rollout calculator --model runs/latest"
+
+MOST_LINES, WIDTH = 20, 120
+"""Of a turn that is shown to people."""
 
 
 def command(
@@ -38,16 +45,31 @@ def command(
     from art_mcp.wiring.play import play_one
 
     setting = o.setting_of(context.params, trainer="torch")  # nothing is trained, and it is the quicker one to load
-    with o.waiting("playing"):
-        played = anyio.run(lambda: play_one(setting, split=split, number=number, temperature=temperature, api_key=api_key))
+
+    async def run() -> Played:
+        return await play_one(setting, split=split, number=number, temperature=temperature, stream=sys.stderr, api_key=api_key)
+
+    played = anyio.run(run)
     if tokens and not played.parts:
         o.write(f"{without_login(model)} is an endpoint, whose tokens nobody sees; the conversation:")
     for author, text in (tokens and played.parts) or played.lines:
-        o.write(marked(author, text))
+        o.write(marked(author, text if tokens else shortened(text)))
     parts = ", ".join(f"{name} {value + 0.0:g}" for name, value in played.rewards.items())  # + 0.0: no -0
     o.write(f"stopped: {played.stop_reason}, reward {played.reward:.3f} ({parts})")
     if json:
         o.write_json(played.to_json())
+
+
+def shortened(text: str) -> str:
+    """A turn's first lines, a very long one counted as several, and how many more there are."""
+    room, kept = MOST_LINES * WIDTH, text.split("\n")[:MOST_LINES]
+    shown = "\n".join(kept)[:room]
+    rest = text[len(shown) :].removeprefix("\n")
+    if not rest:
+        return text
+    lines = rest.count("\n") + 1
+    more = f"{lines} more lines" if lines > 1 else f"{len(rest)} more characters"
+    return f"{shown}\n  … ({more}; --json has all)"
 
 
 def marked(author: str, text: str) -> str:

@@ -59,6 +59,7 @@ def command(
     engine_arg: o.EngineArgs = None,
     engine_replicas: o.EngineReplicas = 1,
     trainer: o.Trainer = None,
+    wandb: o.Wandb = None,
     json: o.Json = False,
 ) -> None:
     import anyio
@@ -71,7 +72,9 @@ def command(
     setting = o.setting_of(context.params, lenient=lenient or source == "successes")
     lessons = Lessons(demonstrations, source, epochs, steps, seconds, batch, learning_rate, schedule)
     plan = Plan(steps=0, save_every=save_every, seed=seed)
-    asked = training.Training(setting, plan, TrainConfig(seed=seed), eval_n, keep=keep, warm_start=lessons, prepare=prepare)
+    asked = training.Training(
+        setting, plan, TrainConfig(seed=seed), eval_n, keep=keep, warm_start=lessons, prepare=prepare, wandb=wandb
+    )
     report = anyio.run(lambda: training.train(asked, name=name, stream=sys.stderr))
     show(report)
     if json:

@@ -39,7 +39,6 @@ WarmStart = Annotated[
     int | None,
     typer.Option("--warm-start", min=1, metavar="N", help="First learn from so many demonstrations (see art-mcp sft)."),
 ]
-Wandb = Annotated[str | None, typer.Option("--wandb", metavar="PROJECT", help="Send the metrics to Weights & Biases too.")]
 Curriculum = Annotated[
     bool, typer.Option("--curriculum", help="Draw scenarios that are neither always nor never solved, as measured so far.")
 ]
@@ -53,7 +52,7 @@ def command(
     config: o.ConfigFile = "config.json",
     name: o.RunName = None,
     resume: RunOrNone = None,
-    steps: Annotated[int | None, typer.Option("--steps", min=0, help="Steps in all, sft's apart.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=0, help="Steps by reward in all, sft's apart.")] = None,
     seconds: Annotated[float | None, typer.Option("--seconds", min=0, help="Time in all, sft's too, evaluation apart.")] = None,
     groups: Annotated[int, typer.Option("--groups", min=1, help="Scenarios in a step.")] = 16,
     rollouts: Annotated[int, typer.Option("--rollouts", min=2, help="Rollouts of each scenario.")] = 8,
@@ -77,7 +76,7 @@ def command(
     engine_replicas: o.EngineReplicas = 1,
     trainer: o.Trainer = None,
     weave: o.Weave = None,
-    wandb: Wandb = None,
+    wandb: o.Wandb = None,
     json: o.Json = False,
 ) -> None:
     import anyio

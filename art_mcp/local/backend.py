@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -50,9 +51,12 @@ class LocalBackend:
 
     `in_process`: the trainer (and transformers' engine) in this process (easy to debug, nothing is spawned) or in a child that
     is supervised and ends with this process, however that ends; default: here on a CPU, in a child with a GPU. Both give the
-    same numbers. `deterministic`: the same seed gives the same trajectories, to the last bit; rows are computed one at a time,
-    so it is several times slower. `threads`: torch's threads (default: all cores, but one for sampling a model under 10 M
-    parameters).
+    same numbers. `threads`: torch's threads (default: all cores, but one for sampling a model under 10 M parameters).
+
+    `deterministic`: with one machine and one set of versions the same seed gives the same trajectories, to the last bit; rows
+    are computed one at a time, on one thread, so it is several times slower. vLLM and Unsloth cannot promise it: they are not
+    used, and refused where they are asked for. On a GPU torch is held to deterministic algorithms, in the whole process, and an
+    operation that has none ends the run; that two runs on a GPU then agree to the last bit has not been measured.
 
     `engine`: "vllm", a server process that ends as the child does, or "transformers"; default: vLLM where it is installed, or
     `engine_python` names the interpreter of an environment that has it, and there is a GPU (the tiny policy is faster without).
@@ -102,6 +106,7 @@ class LocalBackend:
         self.tracer: WeaveTracer | None = None
         self._voices: dict[str, Voice] = {}
         self._endpoints: list[Endpoint] = []
+        self._opening = Lock()
 
     async def __aenter__(self) -> LocalBackend:
         return self
@@ -137,6 +142,8 @@ class LocalBackend:
             raise ConfigError(
                 "vLLM's last bits depend on what else is in flight: deterministic runs need engine='transformers'"
             )
+        if self._trainer == "unsloth" and self._settings.deterministic:
+            raise ConfigError("nobody promises the last bits of Unsloth's kernels: deterministic runs need trainer='torch'")
         if self._engine == "vllm" and not self._vllm.python and not is_installed("vllm"):
             raise ConfigError(
                 "vLLM is not installed: pip install 'art-mcp[vllm]', or name the interpreter that has it as engine_python"
@@ -179,11 +186,12 @@ class LocalBackend:
     async def get_step(self, trainable: Trainable) -> int:
         return self._worker(trainable).step
 
-    async def ready(self, trainable: Trainable) -> int:
-        """Returns when the model can be sampled from, and how often its engine was started: one that died is started anew,
-        which no rollout's time should pay for. Raises EngineError where it cannot be."""
+    async def ready(self, trainable: Trainable) -> None:
+        """Returns when the model can be sampled from: an engine that died is started anew, which no rollout's time should pay
+        for. Raises EngineError where it cannot be."""
         worker = self._worker(trainable)
-        return await worker.ready() if isinstance(worker, ServedWorker) else 1
+        if isinstance(worker, ServedWorker):
+            await worker.ready()
 
     def sampler(self, trainable: Trainable) -> Sampler:
         return self._worker(trainable)
@@ -197,13 +205,14 @@ class LocalBackend:
         started when it is first asked for. Called inside the event loop in which the models were registered, where the endpoint
         then runs: a client that blocks belongs in a thread."""
         name = trainable.name
-        if name not in self._voices:
-            self._voices[name] = Voice(self.sampler(trainable), self.dialect(trainable))
-        self._endpoints = [one for one in self._endpoints if not one.over]
-        endpoint = next((one for one in self._endpoints if one.alive), None)
-        if endpoint is None:  # those of other event loops serve on
-            endpoint = Endpoint(self._voices)
-            self._endpoints.append(endpoint)
+        with self._opening:  # event loops of other threads ask, too
+            if name not in self._voices:
+                self._voices[name] = Voice(self.sampler(trainable), self.dialect(trainable))
+            self._endpoints = [one for one in self._endpoints if not one.over]
+            endpoint = next((one for one in self._endpoints if one.alive), None)
+            if endpoint is None:  # those of other event loops serve on
+                endpoint = Endpoint(self._voices)
+                self._endpoints.append(endpoint)
         return endpoint.base_url, endpoint.token
 
     async def save(self, trainable: Trainable, folder: str) -> None:
@@ -221,12 +230,13 @@ class LocalBackend:
             async with AsyncExitStack() as last_first:
                 if self.tracer is not None:
                     last_first.push_async_callback(self.tracer.close)
-                for worker in (*self._workers.values(), *self._endpoints):
-                    last_first.push_async_callback(worker.close)
+                with self._opening:
+                    for worker in (*self._workers.values(), *self._endpoints):
+                        last_first.push_async_callback(worker.close)
+                    self._workers.clear()
+                    self._voices.clear()
+                    self._endpoints.clear()
                 self.tracer = None
-                self._workers.clear()
-                self._voices.clear()
-                self._endpoints.clear()
 
     def _worker(self, trainable: Trainable) -> AnyWorker:
         worker = self._workers.get(trainable.name)

@@ -7,10 +7,11 @@ import json
 import os
 import warnings
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,18 @@ from art_mcp.core.dialect import TemplateDialect
 from art_mcp.core.parse import parse_calls
 from art_mcp.core.template import ChatTemplate
 from art_mcp.errors import ModelError, boundary
-from art_mcp.local.headers import refuse_pointer
+from art_mcp.local.folders import check_folder
 from art_mcp.sampling.tokenizer import BackendTokenizer
 from art_mcp.store.aside import put_back
 from art_mcp.types import LoraSpec, ModelSpec
 
 TINY = Path(__file__).resolve().parent.parent / "tiny_policy"
 
-VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
-
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 """What reading a model's files raises when they are missing, cut short or not each other's."""
+
+HUB_SECONDS = 10.0
+"""The longest that the hub's first answer takes."""
 
 CPU = torch.device("cpu")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -128,28 +130,24 @@ def load_tokenizer(source: str) -> Any:
 
 
 def check_source(source: str) -> None:
-    folder = Path(source)
-    if not folder.is_dir():
-        if folder.is_absolute() or source.startswith(("./", "../", "~")):
-            raise ModelError(f"no model folder at {source}")
+    """Raises ModelError where `source` is neither a model's folder nor a name of the hub."""
+    if not check_folder(source):
         check_hub(source)
-        return
-    if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
-        raise ModelError(f"{source} is not a model folder: it has no config.json")
-    weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
-    if not weights:
-        raise ModelError(f"{source} has no weights: put *.safetensors there, or name another model")
-    vocabularies = [folder / name for name in VOCABULARIES if (folder / name).is_file()]
-    if not vocabularies:
-        raise ModelError(f"{source} has no tokenizer: put tokenizer.json there")
-    for file in (*vocabularies, *weights):
-        refuse_pointer(file)
 
 
 def check_hub(source: str) -> None:
+    """Raises ModelError, at once, where `source` is neither in the hub's cache nor to be had from it."""
+    from huggingface_hub import get_hf_file_metadata, get_session, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
     from transformers.utils.hub import cached_file
 
-    with boundary(ModelError, f"no folder {source} here, and none could be had from the hub", OSError, ValueError):
+    http = import_module(type(get_session()).__module__.partition(".")[0])  # httpx, or httpx2 with newer hub clients
+    what = f"no folder {source} here, and none could be had from the hub"
+    with boundary(ModelError, what, OSError, ValueError, http.TransportError):
+        if try_to_load_from_cache(source, "config.json") is None:
+            # asked once: the hub's client asks six times, for half a minute, each time with lines of its own
+            with suppress(HfHubHTTPError):  # what the hub has against it is worded better below
+                get_hf_file_metadata(hf_hub_url(source, "config.json"), timeout=HUB_SECONDS)
         cached_file(source, "config.json")
 
 

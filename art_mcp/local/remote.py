@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
@@ -24,7 +25,7 @@ from typing import Any, TypeAlias
 import art_mcp.errors
 from art_mcp.child import launch_command
 from art_mcp.errors import ArtMcpError, EngineError, describe
-from art_mcp.local.worker import Settings, Worker
+from art_mcp.local.worker import WORKSPACE, WORKSPACES, Settings, Worker
 from art_mcp.types import Completion, LoraSpec, ModelSpec, Policy, Sample, SamplingParams, Span, TrainConfig
 
 CLOSE_SECONDS = 10.0
@@ -39,7 +40,8 @@ class RemoteWorker:
 
     def __init__(self, name: str, spec: ModelSpec, settings: Settings) -> None:
         command = launch_command(sys.executable, ["-m", "art_mcp.local.remote"])
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        fixed = {WORKSPACE: WORKSPACES[0]} if settings.deterministic else {}
+        environment = {**fixed, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         # in a session of its own: Ctrl-C reaches us alone, and the child lives until its checkpoint is written
         self._process = subprocess.Popen(
             [command[0], *command[1]],
@@ -138,12 +140,14 @@ class RemoteWorker:
         assert self._process.stdout is not None
         with self._process.stdout as pipe:
             for line in pipe:
+                if not line.endswith(b"\n"):
+                    break  # the child died as it wrote this
                 reply = json.loads(line)
                 future = self._futures.pop(reply["id"], None)
                 if future is None or not future.set_running_or_notify_cancel():
                     continue  # it was cancelled meanwhile
                 if "error" in reply:
-                    future.set_exception(rebuilt(reply["error"], reply["message"]))
+                    future.set_exception(rebuilt(reply["error"], reply["message"], trace=reply["trace"]))
                 else:
                     future.set_result(reply)
         code = self._process.wait()
@@ -160,10 +164,14 @@ def ending(code: int) -> str:
     return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
 
 
-def rebuilt(kind: str, message: str) -> Exception:
-    """An error of ours by its name; anything else is a bug in the child."""
+def rebuilt(kind: str, message: str, *, trace: str) -> Exception:
+    """An error of ours by its name; anything else is a bug in the child, of which the traceback says where."""
     known = getattr(art_mcp.errors, kind, None)
-    return known(message) if isinstance(known, type) and issubclass(known, ArtMcpError) else RuntimeError(f"{kind}: {message}")
+    if isinstance(known, type) and issubclass(known, ArtMcpError):
+        return known(message)
+    bug = RuntimeError(f"{kind}: {message}")
+    bug.add_note(f"in the worker process:\n{trace}")
+    return bug
 
 
 def packed(sample: Sample) -> list[Any]:
@@ -206,7 +214,7 @@ class Child:
         try:
             reply = await getattr(self, message["do"])(message)
         except Exception as error:  # noqa: BLE001  handed on to the parent, which raises it there
-            reply = {"error": type(error).__name__, "message": describe(error)}
+            reply = {"error": type(error).__name__, "message": describe(error), "trace": traceback.format_exc()}
         self._output.write(json.dumps({"id": message["id"], **reply}).encode() + b"\n")
         self._output.flush()
 

@@ -94,11 +94,10 @@ class ServedWorker:
         somebody does."""
         return await asyncio.shield(self._imitate(samples, config))
 
-    async def ready(self) -> int:
-        """Returns when there is a server with the current policy, a new one, where it died; and how often one was started."""
+    async def ready(self) -> None:
+        """Returns when there is a server with the current policy: a new one, where it died and no replica of it is left."""
         await self._catch_up()
         await self.engine.ready()
-        return self.engine.starts
 
     async def reset_optimizer(self) -> None:
         await self.learner.reset_optimizer()
@@ -133,9 +132,10 @@ class ServedWorker:
         """Publishes what the learner has, unless it is published: once, however many wait for it, and to its end, should who
         asked first go away."""
         while self._stale:
-            if self._publishing is None:
+            if self._publishing is None or self._publishing.done():
                 self._publishing = asyncio.create_task(self._publish_later())
-                self._publishing.add_done_callback(self._published)
+                # whoever waited has its failure; the next who asks tries again
+                self._publishing.add_done_callback(lambda task: task.cancelled() or task.exception())
             await asyncio.shield(self._publishing)
 
     async def _publish_later(self) -> None:
@@ -151,11 +151,6 @@ class ServedWorker:
             equal = True
         finally:
             self._stale = not equal
-
-    def _published(self, task: asyncio.Task[None]) -> None:
-        self._publishing = None
-        if not task.cancelled():
-            task.exception()  # whoever waited has it; the next who asks tries again
 
 
 async def open_served(name: str, spec: ModelSpec, load: Callable[[], Learner], settings: VllmSettings) -> ServedWorker:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from art_mcp.errors import ModelError
+from art_mcp.errors import ConfigError, ModelError
 from art_mcp.local.checkpoints import load_checkpoint, save_checkpoint, write_weights
 from art_mcp.local.models import Loaded, context_of, load_model
 from art_mcp.local.torch_trainer import TorchTrainer
@@ -22,6 +23,9 @@ ALL_THREADS = torch.get_num_threads()
 """torch's own choice, looked up before any worker's thread changes it for the whole process."""
 SMALL_MODEL = 10_000_000
 """Parameters below which one thread samples faster than several."""
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+WORKSPACES = (":4096:8", ":16:8")
+"""With one of these in the environment cuBLAS sums in one order (its manual, "Results reproducibility"; torch knows both)."""
 
 
 class TakeStep(Protocol):
@@ -32,9 +36,9 @@ class TakeStep(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a worker runs: `deterministic` fixes the batches; `threads` None: all cores for a training step and for sampling
-    a large model, one for sampling a small one, whose operations are too short to share. `device` "": the GPU where there is
-    one. Unsloth trains; it does not sample."""
+    """How a worker runs: `deterministic` fixes the batches, and on a GPU the algorithms; `threads` None: all cores for a
+    training step and for sampling a large model, one for sampling a small one, whose operations are too short to share.
+    `device` "": the GPU where there is one. Unsloth trains; it does not sample."""
 
     deterministic: bool = False
     max_batch: int = 128
@@ -51,8 +55,23 @@ def open_trainer(spec: ModelSpec, settings: Settings) -> tuple[Loaded, TorchTrai
         return open_unsloth(spec, load_in_4bit=spec.load_in_4bit, exact_model=spec.exact_model)
     if spec.load_in_4bit:
         raise ModelError('4-bit weights are loaded by Unsloth alone: trainer="unsloth", or leave load_in_4bit out')
-    loaded = load_model(spec, torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if settings.deterministic and device.type == "cuda":
+        demand_determinism()
+    loaded = load_model(spec, device)
     return loaded, TorchTrainer(loaded.model)
+
+
+def demand_determinism() -> None:
+    """From here on torch computes on GPUs in this whole process by deterministic algorithms alone, and raises RuntimeError for
+    an operation that has none. (A mere warning would leave the backward pass of fused attention as it is.) Raises ConfigError
+    where this process was started without what cuBLAS needs for it."""
+    if os.environ.get(WORKSPACE) not in WORKSPACES:
+        raise ConfigError(
+            f"deterministic runs on a GPU need {WORKSPACE}={WORKSPACES[0]} in the environment before CUDA starts, where it is "
+            f"{os.environ.get(WORKSPACE, 'not set')}: set it, or unset it and train in a child process, which then has it"
+        )
+    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms would load torch's compiler, for 2 s
 
 
 class Worker:

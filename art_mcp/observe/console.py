@@ -45,6 +45,7 @@ class ConsoleProgress:
     def __enter__(self) -> ConsoleProgress:
         if self._live:
             self._live.start()
+            self._live.update(Text(f"{self._label} …"))
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -5,27 +5,44 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from art_mcp.agent.imitation import WARM_START
 from art_mcp.errors import ConfigError, boundary
 from art_mcp.types import TrajectoryGroup
 
 
 class WandbMetrics:
-    """A Recorder of numbers by step; trajectories stay in the run's folder."""
+    """A Recorder of numbers by step; trajectories stay in the run's folder. Supervised steps are `sft/…` by `sft/step`.
+
+    The step is a value among others, and the axis: wandb's own only counts up, and drops what a resumed run does again.
+    """
 
     def __init__(self, run: Any) -> None:
         self._run = run
+        self._placed: set[str] = set()
+        run.define_metric("step")
+        run.define_metric("*", step_metric="step")
 
     def groups(self, step: int, groups: Sequence[TrajectoryGroup]) -> None:
         pass
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> None:
-        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
-        self._run.log(numbers, step=step)
+        part = "sft/" if values.get("phase") == WARM_START else ""
+        numbers = {part + name: value for name, value in values.items() if isinstance(value, int | float)}
+        if part:
+            self._place(numbers, axis=f"{part}step")
+        self._run.log({f"{part}step": step, **numbers})
+
+    def _place(self, names: Iterable[str], *, axis: str) -> None:
+        """Gives each of `names` its `axis`. By its whole name: of two patterns that fit, wandb takes either."""
+        for name in (axis, *names):
+            if name not in self._placed:
+                self._run.define_metric(name, step_metric=None if name == axis else axis)
+                self._placed.add(name)
 
 
 def refuse_missing() -> None:

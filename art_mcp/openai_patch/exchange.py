@@ -24,6 +24,11 @@ class Exchange:
         self._rest = b""
         self._done = self._streams = False
 
+    async def ready(self) -> None:
+        """Returns when the recording wants it to be sent."""
+        if self._recording.ready is not None:
+            await self._recording.ready()
+
     def whole(self, content: bytes) -> bytes:
         """An answer in one piece, as the agent is to see it."""
         seen = self._seen(content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -9,8 +10,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-import anyio
-
+from art_mcp.agent.clock import Clock, Ready
 from art_mcp.agent.group import Outcome, gather_groups
 from art_mcp.agent.loop import check_alive
 from art_mcp.agent.rollout import name_rollout
@@ -38,7 +38,7 @@ class AgentPlay:
     agent: Agent[Any]
     reward: Judge[Any]
     client: AsyncOpenAI
-    model: str
+    model: TrainableModel[Any]
     temperature: float
     seconds: float
     key: tuple[int, int]
@@ -46,21 +46,30 @@ class AgentPlay:
     async def attempt(self, scenario: Scenario, number: int) -> Sequence[Outcome]:
         """One rollout with its branches, scored; or what went wrong with it."""
         rollout_id = name_rollout(self.key, scenario, number)
-        key = (*self.key, scenario.id, number)
+        clock = Clock(self.seconds, self.model.ready)
+        options: dict[str, Any] = {
+            "rollout_id": rollout_id,
+            "model": self.model.name,
+            "temperature": self.temperature,
+            "key": (*self.key, scenario.id, number),
+            "ready": from_any_loop(clock.ready),
+        }
         try:
-            with record(
-                self.client, scenario, rollout_id=rollout_id, model=self.model, temperature=self.temperature, key=key
-            ) as recording:
-                result = await self._run(scenario)
+            await clock.ready()
+            with record(self.client, scenario, **options) as recording:
+                result = await self._run(scenario, clock)
             return await self._score(recording, result)
         except RolloutError as error:
             return [FailedRollout(rollout_id, type(error).__name__, str(error))]
 
-    async def _run(self, scenario: Scenario) -> Any:
-        with anyio.move_on_after(self.seconds) as scope, own_code(AgentError, "the agent"):
-            return await self.agent(self.client, scenario)
-        assert scope.cancelled_caught
-        raise AgentError(f"the agent had not ended after {self.seconds:g} s")
+    async def _run(self, scenario: Scenario, clock: Clock) -> Any:
+        try:
+            with clock.limit, own_code(AgentError, "the agent"):
+                return await self.agent(self.client, scenario)
+        except AgentError as error:
+            raise clock.failure or error from error.__cause__  # whatever it made of the engine's
+        assert clock.limit.cancelled_caught
+        raise clock.failure or AgentError(f"the agent had not ended after {self.seconds:g} s")
 
     async def _score(self, recording: Recording, result: Any) -> Sequence[ScoredTrajectory]:
         if not recording.calls:
@@ -73,6 +82,23 @@ class AgentPlay:
         if not math.isfinite(reward):
             raise RewardError(f"the reward is {reward}")
         return recording.scored(reward, parts)
+
+
+def from_any_loop(ready: Ready) -> Ready:
+    """`ready` in the event loop that runs now, whoever awaits it: an agent may use its client in a thread, in a loop there."""
+    home = asyncio.get_running_loop()
+
+    async def asked() -> None:
+        if asyncio.get_running_loop() is home:
+            await ready()
+        else:
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(as_coroutine(ready), home))
+
+    return asked
+
+
+async def as_coroutine(ready: Ready) -> None:
+    await ready()
 
 
 async def gather_agent_groups(
@@ -96,7 +122,8 @@ async def gather_agent_groups(
     `client`: default the model's own. `reward(recording, result)`, plain or async, is told what was recorded and what the agent
     returned; it gives a number, or named parts that add up to it. One reward counts for all branches of a rollout. Every call
     goes to the model, at this temperature and from the whole distribution, whatever the agent says; a seed that the agent gives
-    stays, and others are made of (`seed`, `step`, scenario id, rollout, number of the call). `seconds` bounds one rollout.
+    stays, and others are made of (`seed`, `step`, scenario id, rollout, number of the call). `seconds` bounds one rollout; its
+    time stands still where a call waits for an engine that died and is started anew.
 
     An agent or a reward that raises makes a FailedRollout of its group, and the others go on. Raises TrainError when every
     rollout failed, with the first failure.
@@ -104,7 +131,7 @@ async def gather_agent_groups(
     key = (seed, await model.get_step() if step is None else step)
     async with AsyncExitStack() as stack:
         client = client or await stack.enter_async_context(model.openai_client())
-        play = AgentPlay(agent, reward, client, model.name, temperature, seconds, key)
+        play = AgentPlay(agent, reward, client, model, temperature, seconds, key)
         groups = await gather_groups(play.attempt, scenarios, rollouts=rollouts, concurrency=concurrency, progress=progress)
     check_alive(groups)
     return groups

@@ -41,6 +41,7 @@ def record(
     model: str = "",
     temperature: float | None = None,
     key: tuple[object, ...] | None = None,
+    ready: Callable[[], Awaitable[None]] | None = None,
 ) -> Generator[Recording]:
     """Records every chat completion that is asked for on `client`, or a copy of it (`with_options`), inside the block: by this
     task or thread, and by the tasks that it starts. Recordings of other tasks on the same client stay apart.
@@ -48,10 +49,10 @@ def record(
     Each call is sent with a wish for token ids and logprobs, which the agent sees only if it asked for them itself, and to
     the version of the policy that answered first. `model`: the name that calls go to, whatever the agent says.
     `temperature`: for every call, from the whole distribution, as a trainer assumes it. `key`: makes the seed of the n-th call
-    `seed_of(*key, n)`, where the agent gives none.
+    `seed_of(*key, n)`, where the agent gives none. `ready`: awaited before each call of an asynchronous client is sent.
     """
     http = client._client  # pyright: ignore[reportPrivateUsage]  # all of a client's resources and copies send through it
-    recording = Recording(scenario, rollout_id or uuid4().hex, Terms(model, temperature, key))
+    recording = Recording(scenario, rollout_id or uuid4().hex, Terms(model, temperature, key), ready)
     outer = HERE.get().get(http)
     watch(http)
     HERE.set(MappingProxyType({**HERE.get(), http: recording}))
@@ -107,6 +108,7 @@ def watched_async(http: Any, send: Callable[..., Awaitable[Any]]) -> Callable[..
         exchange = begin(http, request)
         if exchange is None:
             return await send(request, **options)
+        await exchange.ready()
         response = await send(with_body(http, request, exchange.sent), **options)
         if response.is_error:
             return response

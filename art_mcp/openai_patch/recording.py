@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 from time import monotonic
@@ -48,8 +48,14 @@ class Recording:
     answer that is in no trajectory why that is.
     """
 
-    def __init__(self, scenario: Scenario | None, rollout_id: str, terms: Terms) -> None:
-        self.scenario, self.rollout_id = scenario, rollout_id
+    def __init__(
+        self,
+        scenario: Scenario | None,
+        rollout_id: str,
+        terms: Terms,
+        ready: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self.scenario, self.rollout_id, self.ready = scenario, rollout_id, ready
         self.policy, self.closed = "", False
         self.calls = self.unread = 0
         self._terms, self._lock = terms, Lock()

@@ -13,7 +13,7 @@ import anyio
 
 from art_mcp.core.address import without_login
 from art_mcp.core.chat import read_answer
-from art_mcp.errors import EngineError, NoRoomError, describe
+from art_mcp.errors import ConfigError, EngineError, NoRoomError, describe
 from art_mcp.types import Message, Patience, Reply, SamplingParams, Tool
 
 if TYPE_CHECKING:
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 PASSING = frozenset({408, 409, 425, 429})
 """Statuses below 500 that are worth another try."""
+WRONG = frozenset({401, 402, 403, 404, 405})
+"""Statuses that say of the address, the key or the model's name that it is wrong, whatever is asked."""
+CONNECT_SECONDS = 15.0
+"""The longest that a connection takes to be made."""
 LONGEST_WAIT = 30.0
 """Seconds between two tries, unless the endpoint asks for more."""
 NO_ROOM = ("context_length_exceeded", "exceed_context_size_error")
@@ -28,11 +32,12 @@ NO_ROOM = ("context_length_exceeded", "exceed_context_size_error")
 
 
 class Trouble(Exception):
-    """One try that gave no answer. `passing`: another may; `wait`: the seconds that the endpoint asks for."""
+    """One try that gave no answer. `passing`: another may; `wait`: the seconds that the endpoint asks for; `wrong`: what was
+    asked is not to blame, but where, by whom, or for which model."""
 
-    def __init__(self, what: str, *, passing: bool = True, wait: float | None = None) -> None:
+    def __init__(self, what: str, *, passing: bool = True, wait: float | None = None, wrong: bool = False) -> None:
         super().__init__(what)
-        self.passing, self.wait = passing, wait
+        self.passing, self.wait, self.wrong = passing, wait, wrong
 
 
 class OtherName(Exception):
@@ -40,11 +45,15 @@ class OtherName(Exception):
 
 
 class RemoteChat:
-    """A Chat with `model` behind `client`, whose own retries and timeout are not used."""
+    """A Chat with `model` behind `client`, whose own retries and timeout are not used. `doubted`: until the endpoint has
+    answered once, one that is not there, or refuses the key or the model, raises ConfigError at the first try."""
 
-    def __init__(self, client: AsyncOpenAI, model: str, *, patience: Patience | None = None) -> None:
-        self._patience = patience or Patience()
-        self._client = client.with_options(max_retries=0, timeout=self._patience.timeout)
+    def __init__(self, client: AsyncOpenAI, model: str, *, patience: Patience | None = None, doubted: bool = False) -> None:
+        from openai import Timeout
+
+        self._patience, self._doubted = patience or Patience(), doubted
+        timeout = Timeout(self._patience.timeout, connect=min(CONNECT_SECONDS, self._patience.timeout))
+        self._client = client.with_options(max_retries=0, timeout=timeout)
         self._model, self._where = model, without_login(str(client.base_url)).rstrip("/")
         self._limit = "max_tokens"
 
@@ -61,17 +70,22 @@ class RemoteChat:
         while True:
             limit = self._limit
             try:
-                return await self._try({**body, limit: params.max_tokens}, tools, limit=limit)
+                reply = await self._try({**body, limit: params.max_tokens}, tools, limit=limit)
+                self._doubted = False
+                return reply
             except OtherName:
                 continue
             except Trouble as trouble:
                 tries += 1
+                if trouble.wrong and self._doubted:
+                    raise ConfigError(self._blame(trouble, tries, 0.0)) from trouble
                 wait = self._wait(trouble, tries)
                 if not trouble.passing or tries >= self._patience.tries or anyio.current_time() + wait > latest:
                     raise EngineError(self._blame(trouble, tries, anyio.current_time() - began)) from trouble
             await anyio.sleep(wait)
 
     async def _try(self, body: Mapping[str, Any], tools: Sequence[Tool], *, limit: str) -> Reply:
+        import httpx2
         from openai import APIConnectionError, APIStatusError, APITimeoutError
 
         try:
@@ -80,9 +94,14 @@ class RemoteChat:
         except APIStatusError as error:
             raise self._judge(error, limit) from error
         except APITimeoutError as error:
+            if isinstance(error.__cause__, httpx2.ConnectTimeout):
+                raise Trouble(f"no connection within {CONNECT_SECONDS:g} s", wrong=True) from error
             raise Trouble(f"no answer within {self._patience.timeout:g} s") from error
         except APIConnectionError as error:
-            raise Trouble(describe(error.__cause__ or error)) from error
+            cause = error.__cause__ or error
+            if isinstance(cause, httpx2.ConnectError):
+                raise Trouble(f"it cannot be reached: {describe(cause)}", wrong=True) from error
+            raise Trouble(describe(cause)) from error
         if not answer.strip():
             raise Trouble("an empty answer")
         try:
@@ -104,8 +123,9 @@ class RemoteChat:
         if status == 400 and limit == "max_tokens" and error.param == limit:  # OpenAI's reasoning models
             self._limit = "max_completion_tokens"  # from here on; others that are on their way are refused as this one was
             return OtherName(said)
-        passing = is_passing(status) and error.code != "insufficient_quota"
-        return Trouble(said, passing=passing, wait=asked_wait(error.response.headers))
+        unpaid = error.code == "insufficient_quota"
+        wait = asked_wait(error.response.headers)
+        return Trouble(said, passing=is_passing(status) and not unpaid, wait=wait, wrong=unpaid or status in WRONG)
 
     def _wait(self, trouble: Trouble, tries: int) -> float:
         """Seconds until the next try, never the same for all that failed together."""

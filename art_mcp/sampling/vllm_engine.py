@@ -46,7 +46,7 @@ class VllmEngine:
         self._doubtful = self._closed = False
         self._open = asyncio.Event()
         self._open.set()
-        self._context = self.starts = 0
+        self._context = 0
         self._door = COMPLETIONS
         self.facts: dict[str, Any] = {}
 
@@ -66,8 +66,12 @@ class VllmEngine:
 
     @property
     def available(self) -> bool:
-        """Whether a request would go to a server at once, not wait for a start."""
-        return self._starting is None and not self._doubtful and self.server.alive
+        """Whether a request would be sampled at once, under the current weights, and not wait for a start."""
+        return not (self._is_starting or self._doubtful) and self.server.alive and self._open.is_set()
+
+    @property
+    def _is_starting(self) -> bool:
+        return self._starting is not None and not self._starting.done()
 
     @property
     def servers(self) -> list[VllmServer]:
@@ -91,12 +95,16 @@ class VllmEngine:
     async def ready(self) -> None:
         """Returns when a server has the current weights, which takes a minute where one died. The start is not the caller's: it
         goes on when a rollout runs out of time, and all that wait for it share its failure."""
-        while self._starting is not None or self._doubtful or not self.server.alive:
+        while not self.available:
             if self._closed:
                 raise EngineError("the engine is closed")
-            if self._starting is None:
+            if not self._open.is_set():
+                await self._open.wait()
+                continue
+            if self._starting is None or self._starting.done():
                 self._starting = asyncio.create_task(self._start())
-                self._starting.add_done_callback(self._started)
+                # whoever waited has its failure; without a waiter nobody needs it
+                self._starting.add_done_callback(lambda task: task.cancelled() or task.exception())
             starting = self._starting
             try:
                 await asyncio.shield(starting)
@@ -123,28 +131,26 @@ class VllmEngine:
     async def publish(self, step: int, folder: Path) -> None:
         """Samples under `step`, with the weights in `folder`, from when this returns; the folder is then the engine's.
 
-        Raises EngineError when a living server refuses an adapter. A server that has died meanwhile is no failure: another one
-        is started, with the new weights.
+        Raises EngineError when a living server refuses an adapter, and where a dead one cannot be replaced.
         """
-        while self._starting is not None:
-            await asyncio.wait([self._starting])
+        await self.take(step, folder)
+        await self.ready()
+
+    async def take(self, step: int, folder: Path) -> None:
+        """`publish` to a living server; to one that has died, or is starting, for when it is ready."""
         new, old = Version(Policy(self._served.name, step), folder), self.version
-        if not self._adapters:
-            try:
-                await self._replace(old, new)
-            finally:
-                if self._version is new:
-                    await self._retire(old)
-        else:
+        if self._adapters:
             for older in list(self._older):
                 await older.gone.wait()
             try:
-                await self._tell_living(self._load, new)
+                if not self._is_starting:  # a start ends with the version that is current then
+                    await self._tell_living(self._load, new)
             except TimeoutError:
                 await self.server.end()  # it counts as dead: the next one begins with the new version
             self._version = new
-            await self._retire(old)
-        await self.ready()
+        else:
+            await self._replace(old, new)
+        await self._retire(old)
 
     async def close(self) -> None:
         """Ends the server; requests in flight fail with EngineError. Folders of versions are left to their owner."""
@@ -197,14 +203,13 @@ class VllmEngine:
 
     async def _enter(self) -> Version:
         """A living server, and the version that a request which begins now samples under; it counts until `_leave`."""
-        while True:
-            await self.ready()
-            if self._open.is_set():
-                version = self.version
-                version.requests += 1
-                version.idle.clear()
-                return version
-            await self._open.wait()
+        await self.ready()
+        return self._hold(self.version)
+
+    def _hold(self, version: Version) -> Version:
+        version.requests += 1
+        version.idle.clear()
+        return version
 
     async def _leave(self, version: Version) -> None:
         version.requests -= 1
@@ -239,13 +244,14 @@ class VllmEngine:
         self._open.clear()
         try:
             await old.idle.wait()
+            if self._starting is not None:
+                await asyncio.wait([self._starting])  # it reads the old ones
             self._version = new
             # on a CPU vLLM packs the head's weights for itself, and goes on with those where they are tied to the embedding's
             if self.server.gpu and self.server.alive and not self._doubtful:
                 await self._overwrite_or_end(new)
             else:
                 await self.server.end()
-            await self.ready()
         finally:
             self._open.set()
 
@@ -257,11 +263,6 @@ class VllmEngine:
             say(f"vLLM is started anew, since it does not take new weights in place: {error}")
             await self.server.end()
 
-    def _started(self, task: asyncio.Task[None]) -> None:
-        self._starting = None
-        if not task.cancelled():
-            task.exception()  # whoever waited has it; without a waiter nobody needs it
-
     async def _start(self) -> None:
         if not self.server.alive or (self._doubtful and not await self.server.healthy()):
             await self.server.end()
@@ -270,12 +271,16 @@ class VllmEngine:
             await self._boot(self._served if self._adapters else replace(self._served, model=str(version.folder)))
             if not self._adapters:
                 self._loaded.add(version)
-        self._doubtful = False
+        self._doubtful = True  # until it has the current version, which may be another by now
         while self.version not in self._loaded:
-            await (self._load if self._adapters else self._overwrite)(self.version)
+            version = self._hold(self.version)
+            try:
+                await (self._load if self._adapters else self._overwrite)(version)
+            finally:
+                await self._leave(version)
+        self._doubtful = False
 
     async def _boot(self, served: Served) -> None:
-        self.starts += 1
         await self.server.start(served)
         await self._look()
 

@@ -37,9 +37,6 @@ class Engine(Protocol):
     @property
     def servers(self) -> list[VllmServer]: ...
 
-    @property
-    def starts(self) -> int: ...
-
     def begin(self) -> object: ...
 
     async def start(self, step: int, folder: Path) -> None: ...
@@ -66,7 +63,8 @@ class VllmReplicas:
     """`settings.replicas` engines behind the interface of one, each with its part of the memory share.
 
     A conversation stays where its keys and values are; a new one goes where the fewest requests are in flight. A replica that
-    died fails its own requests alone and is started anew, while the others take its conversations.
+    died fails its own requests alone and is started anew, while the others take its conversations. One that does not start is
+    tried again after the next publication, and at once where no other is left.
     """
 
     def __init__(self, served: Served, settings: VllmSettings) -> None:
@@ -75,7 +73,9 @@ class VllmReplicas:
         self._flying = [0] * len(self.engines)
         self._known: OrderedDict[int, int] = OrderedDict()
         self._policy: Policy | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._mending: dict[int, asyncio.Task[None]] = {}
+        self._given_up: set[int] = set()
+        self._closed = False
         self._booting: asyncio.Task[None] | None = None
 
     @property
@@ -96,10 +96,6 @@ class VllmReplicas:
     @property
     def servers(self) -> list[VllmServer]:
         return [engine.server for engine in self.engines]
-
-    @property
-    def starts(self) -> int:
-        return sum(engine.starts for engine in self.engines)
 
     def begin(self) -> None:
         """As an engine's: all together where the size of the weights is known, else one after the other, because each
@@ -129,16 +125,18 @@ class VllmReplicas:
         self._policy = Policy(self._served.name, step)
 
     async def ready(self) -> None:
-        """Returns when every replica that can has the current weights. Raises EngineError where none can."""
-        failures = [failure for failure in await all_of(engine.ready() for engine in self.engines) if failure is not None]
-        if len(failures) == len(self.engines):
-            raise failures[0]
-        for failure in failures:
-            say(f"one of {len(self.engines)} engine replicas does not start, the others go on: {failure}")
+        """Returns when one replica has the current weights; nobody waits for the others, which are started anew meanwhile.
+        Raises EngineError where none can be."""
+        while not any(engine.available for engine in self.engines):
+            await one_of([self._mend(place) for place in range(len(self.engines))])
+        for place, engine in enumerate(self.engines):
+            if not engine.available and place not in self._given_up:
+                self._mend(place)
 
     async def sample(
         self, token_ids: Sequence[int], *, params: SamplingParams, stop: frozenset[int], shared: int = 0
     ) -> Completion:
+        await self.ready()
         place = self._place_of(token_ids, shared)
         self._flying[place] += 1
         try:
@@ -150,27 +148,26 @@ class VllmReplicas:
 
     async def publish(self, step: int, folder: Path) -> None:
         """Samples under `step` everywhere from when this returns; meanwhile a request gets the version of its replica, which
-        its span says. Raises EngineError when a living replica refuses an adapter."""
-        folders = await asyncio.to_thread(copies, folder, len(self.engines))
+        its span says. Nobody waits for a replica that has died: it begins with these weights. Raises EngineError when a living
+        one refuses an adapter, and where none is left."""
         # one that has it already took it when another refused it
-        pairs = [pair for pair in zip(self.engines, folders, strict=True) if pair[0].policy.step != step]
-        outcomes = await all_of(engine.publish(step, own) for engine, own in pairs)
-        raise_first(outcome for (engine, _), outcome in zip(pairs, outcomes, strict=True) if engine.server.alive)
-        failures = [failure for failure in outcomes if failure is not None]
-        if len(failures) == len(self.engines):
-            raise failures[0]
-        for failure in failures:
-            say(f"one of {len(self.engines)} engine replicas is without the new policy until it starts again: {failure}")
+        behind = [engine for engine in self.engines if engine.policy.step != step]
+        folders = await asyncio.to_thread(copies, folder, len(behind))
+        raise_first(await all_of(engine.take(step, own) for engine, own in zip(behind, folders, strict=True)))
         self._policy = Policy(self._served.name, step)
+        self._given_up.clear()
+        await self.ready()
 
     async def close(self) -> None:
-        """Ends all servers."""
-        tasks = [*self._tasks, *([self._booting] if self._booting is not None else [])]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-        raise_first(await all_of(engine.close() for engine in self.engines))
+        """Ends all servers, and with them what waits for one."""
+        self._closed = True
+        if self._booting is not None:
+            self._booting.cancel()
+            await asyncio.wait([self._booting])
+        failures = await all_of(engine.close() for engine in self.engines)
+        if self._mending:
+            await asyncio.wait(self._mending.values())
+        raise_first(failures)
 
     def _place_of(self, token_ids: Sequence[int], shared: int) -> int:
         """The replica that sampled the conversation's last turn, or the idlest that is available."""
@@ -178,8 +175,6 @@ class VllmReplicas:
         if known is not None and self.engines[known].available:
             return known
         places = [place for place, engine in enumerate(self.engines) if engine.available]
-        for place in set(range(len(self.engines))) - set(places) if places else ():
-            self._mend(place)
         return min(places or range(len(self.engines)), key=lambda place: self._flying[place])
 
     def _known_of(self, token_ids: Sequence[int], shared: int) -> int | None:
@@ -196,19 +191,21 @@ class VllmReplicas:
         if len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
 
-    def _mend(self, place: int) -> None:
-        """Starts a dead replica anew, for whoever comes later."""
-        name = f"replica {place}"
-        if any(task.get_name() == name for task in self._tasks):
-            return
-        task = asyncio.create_task(self.engines[place].ready(), name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._mended)
+    def _mend(self, place: int) -> asyncio.Task[None]:
+        """The start of a replica that cannot be sampled from."""
+        task = self._mending.get(place)
+        if task is None or task.done():
+            task = self._mending[place] = asyncio.create_task(self.engines[place].ready())
+            task.add_done_callback(partial(self._mended, place))
+        return task
 
-    def _mended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (failure := task.exception()) is not None:
-            say(f"an engine replica does not start: {failure}")
+    def _mended(self, place: int, task: asyncio.Task[None]) -> None:
+        failure = None if task.cancelled() else task.exception()
+        if failure is None:
+            self._given_up.discard(place)
+        elif not self._closed:
+            self._given_up.add(place)
+            say(f"one of {len(self.engines)} engine replicas does not start: {failure}")
 
 
 def beginnings(token_ids: Sequence[int], shared: int) -> Iterable[int]:
@@ -222,6 +219,9 @@ def beginnings(token_ids: Sequence[int], shared: int) -> Iterable[int]:
 
 def copies(folder: Path, count: int) -> list[Path]:
     """`folder` and others beside it with the same files, one for each replica to remove when it is done with it."""
+    if not count:
+        shutil.rmtree(folder)
+        return []
     others = [folder.with_name(f"{folder.name}-{number}") for number in range(1, count)]
     for other in others:
         shutil.copytree(folder, other, copy_function=link)
@@ -234,6 +234,16 @@ def link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+
+
+async def one_of(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Returns when one of them has done its work, the others go on; raises what the first of them raised, where all failed."""
+    left = set(tasks)
+    while left:
+        done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+        if any(task.exception() is None for task in done):
+            return
+    raise_first(task.exception() for task in tasks)
 
 
 async def all_of(work: Iterable[Awaitable[None]]) -> list[BaseException | None]:

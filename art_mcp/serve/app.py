@@ -38,8 +38,9 @@ GONE = Response(status_code=499)
 
 
 class Desk:
-    """Answers for `voices`, models by name, which may change while it does; `close` refuses what is being sampled, and all that
-    is asked from then on. `loading`: clients are asked to come back later, for as long as it is set."""
+    """Answers for `voices`, models by name (one may stand there by several), which may change while it does; `close` refuses
+    what is being sampled, and all that is asked from then on. `loading`: clients are asked to come back later, for as long as
+    it is set."""
 
     def __init__(self, voices: Mapping[str, Voice], *, loading: bool = False, body_limit: int = BODY_LIMIT) -> None:
         self._voices, self.loading, self._body_limit = voices, loading, body_limit
@@ -76,7 +77,8 @@ class Desk:
     async def model(self, request: Request) -> Response:
         self._check_open()
         name = request.path_params["model"]
-        return JSONResponse(next(entry for entry in self._entries(self.voice(name)) if entry["id"] == name))
+        self.voice(name)
+        return JSONResponse(next(entry for entry in self._listed() if entry["id"] == name))
 
     async def openapi(self, request: Request) -> Response:
         return JSONResponse(describe_api([entry["id"] for entry in self._listed()]))
@@ -107,8 +109,8 @@ class Desk:
             return voice
         name, at, _ = model.rpartition("@")
         voice = self._voices.get(name) if at else None
-        if voice is None:
-            known = ", ".join(str(voice.sampler.policy) for voice in self._voices.values())
+        if voice is None or voice.sampler.policy.name != name:
+            known = ", ".join(entry["id"] for entry in self._listed())
             raise Refusal(
                 404, f"there is no model {model!r}; there is {known or 'none'}", param="model", code="model_not_found"
             )
@@ -117,18 +119,17 @@ class Desk:
         return voice
 
     def _check_pinned(self, asked: Asked, answered: Answer) -> None:
-        if asked.model not in (answered.policy.name, str(answered.policy)):
+        if asked.model not in self._voices and asked.model != str(answered.policy):
             raise stale(asked.model, str(answered.policy))
 
     def _listed(self) -> list[dict[str, Any]]:
-        return [entry for voice in self._voices.values() for entry in self._entries(voice)]
+        """Each model under its names, which are always the current policy, and under that policy's own."""
+        voices = {**self._voices, **{str(voice.sampler.policy): voice for voice in self._voices.values()}}
+        return [self._entry(name, voice) for name, voice in voices.items()]
 
-    def _entries(self, voice: Voice) -> Iterator[dict[str, Any]]:
-        """The model under its name, which is always the current policy, and under that policy's own."""
-        policy, length = voice.sampler.policy, voice.sampler.context_length
-        for id in (policy.name, str(policy)):
-            entry = {"id": id, "object": "model", "created": self._since, "owned_by": "art_mcp"}
-            yield {**entry, "root": policy.name, "max_model_len": length}
+    def _entry(self, name: str, voice: Voice) -> dict[str, Any]:
+        entry = {"id": name, "object": "model", "created": self._since, "owned_by": "art_mcp"}
+        return {**entry, "root": voice.sampler.policy.name, "max_model_len": voice.sampler.context_length}
 
     async def _unless_gone(self, request: Request, work: Callable[[], Awaitable[Result]]) -> Result | None:
         """What `work` gives, or None where the client hung up, which ends the work. Raises Refusal when this closes."""

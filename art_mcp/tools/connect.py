@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import anyio
 from mcp import Client
 
-from art_mcp.tools.endpoint import FAILURES, Endpoint, open_log
+from art_mcp.errors import describe
+from art_mcp.tools.endpoint import FAILURES, Endpoint, Log, open_log
 from art_mcp.tools.inprocess import ServerObject
 from art_mcp.types import ServerSpec
 
@@ -29,6 +30,31 @@ class Connection:
 
     endpoint: Endpoint
     client: Client
+
+
+class Crashes(logging.Handler):
+    """Notes in a log what tools of servers in this process raise; those of others have a stderr."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(logging.ERROR)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
+            cause = error.__cause__ or error
+            with suppress(OSError):  # a full disk takes no notes, which is no fault of the tool
+                self._log.note(f"{type(cause).__name__}: {describe(cause)}")
+
+
+@contextmanager
+def crashes_noted(log: Log) -> Generator[None]:
+    handler = Crashes(log)
+    SDK_LOG.addHandler(handler)
+    try:
+        yield
+    finally:
+        SDK_LOG.removeHandler(handler)
 
 
 @asynccontextmanager
@@ -50,7 +76,7 @@ async def connect(
     client: Client | None = None
     if not SDK_LOG.handlers:  # else Python prints to stderr what the SDK logs of failures, which are raised here anyway
         SDK_LOG.addHandler(logging.NullHandler())
-    with open_log() as log:
+    with open_log() as log, crashes_noted(log):
         endpoint = Endpoint.of(server, log)
         try:
             with anyio.CancelScope(deadline=anyio.current_time() + connect_timeout) as scope:

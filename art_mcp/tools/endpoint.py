@@ -5,11 +5,13 @@ from __future__ import annotations
 import fcntl
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
 
@@ -47,7 +49,10 @@ FAILURES = (
 
 HTTP_SECONDS = 30.0
 LAST_LINES = 3
-LOG_BYTES = 1 << 20
+LOG_BYTES, TAIL_BYTES = 1 << 20, 1 << 14
+ERROR = re.compile(r"(?:Uncaught )?[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Timeout|Exit)\b: \S")
+WRAPPED = "UnexpectedToolError"
+"""How the SDK names what a tool raised, which it keeps from the client."""
 SHORTEST_SECRET = 4
 
 
@@ -59,13 +64,34 @@ class Log:
 
     def last_lines(self) -> str:
         """The last few lines that are not blank, as one."""
-        descriptor = self.file.fileno()
-        text = os.pread(descriptor, 8192, max(0, os.fstat(descriptor).st_size - 8192)).decode(errors="replace")
-        return " / ".join([line.strip() for line in text.splitlines() if line.strip()][-LAST_LINES:])
+        return " / ".join([line.strip() for line in self.tail(0, self.size()).splitlines() if line.strip()][-LAST_LINES:])
+
+    def size(self) -> int:
+        return os.fstat(self.file.fileno()).st_size
+
+    def error_within(self, first: int, last: int) -> str:
+        """What went wrong, as far as a line between these two sizes of the log says it as Python does (and others do), on one
+        line; "" else. What the SDK makes of it, which says less, does not count."""
+        lines = [line.strip() for line in self.tail(first, last).splitlines()]
+        starts = [place for place, line in enumerate(lines) if ERROR.match(line) and WRAPPED not in line.partition(":")[0]]
+        if not starts:
+            return ""
+        # where a log is wrapped to a width, a message goes on until a blank line
+        told = [line.rstrip() for line in takewhile(bool, lines[starts[-1] :][:LAST_LINES])]
+        return " ".join(takewhile(lambda line: not line.startswith(("at ", "Traceback ")), told))
+
+    def tail(self, first: int, last: int) -> str:
+        """What was written between these two sizes, at most the end of it."""
+        first = max(first, last - TAIL_BYTES)
+        return os.pread(self.file.fileno(), max(0, last - first), first).decode(errors="replace")
+
+    def note(self, line: str) -> None:
+        self.file.write(f"{line}\n\n")
+        self.file.flush()
 
     def trim(self) -> None:
         """Empties a long log."""
-        if os.fstat(self.file.fileno()).st_size > LOG_BYTES:
+        if self.size() > LOG_BYTES:
             os.ftruncate(self.file.fileno(), 0)
 
 
@@ -129,6 +155,10 @@ class Endpoint:
     def failure(self, what: str) -> ToolServerError:
         """A ToolServerError that names the server, without its secrets."""
         return ToolServerError(f"server {self.spec.name!r} {self.masked(whole(what))}")
+
+    def error_within(self, first: int, last: int) -> str:
+        """As the log has it, without secrets."""
+        return self.masked(whole(self.log.error_within(first, last)))
 
     def masked(self, text: str) -> str:
         for secret in sorted(self.secrets, key=len, reverse=True):

@@ -33,7 +33,8 @@ class Waiting:
 
 @dataclass(slots=True)
 class Link:
-    """A server as its toolbox sees it; `failure` says since when, and why, it cannot be called."""
+    """A server as its toolbox sees it; `failure` says since when, and why, it cannot be called. `blamed`: between which sizes
+    of its log it last answered a call with an error."""
 
     name: str
     server: ServerSpec | ServerObject
@@ -43,6 +44,7 @@ class Link:
     tools: tuple[mcp.types.Tool, ...] = ()
     repeatable: frozenset[str] = frozenset()
     failure: ToolServerError | None = None
+    blamed: tuple[int, int] = (0, 0)
 
     async def serve(self, closing: anyio.Event) -> None:
         """Connects, lists the tools, and stays until `closing`. Raises ToolServerError only before it is ready: what breaks
@@ -76,13 +78,21 @@ class Link:
         connection = self.connection
         if self.failure is not None or connection is None:
             raise ToolServerError(str(self.failure))
+        log = connection.endpoint.log
+        before = log.size()
         try:
             result = await self.request(connection, tool, dict(arguments))
         except MCPError as error:
             return self.judge(error, tool, endpoint=connection.endpoint)
         except (RuntimeError, *FAILURES) as error:  # RuntimeError: structured content against the tool's own schema
             raise connection.endpoint.failure(f"answered {tool!r} wrongly: {describe(error)}") from error
+        if result.is_error:
+            self.blamed = (before, log.size())
         return read_result(result, limit=limit)
+
+    def last_error(self) -> str:
+        """What the server wrote while it last answered a call with an error, as far as that names one; "" if nothing."""
+        return "" if self.connection is None else self.connection.endpoint.error_within(*self.blamed)
 
     async def request(self, connection: Connection, tool: str, arguments: dict[str, Any]) -> mcp.types.CallToolResult:
         """Over HTTP, a call whose own connection closed is made once more, where the server says that calling its tool twice is

@@ -49,6 +49,12 @@ class McpToolbox:
         link, name = route
         return await link.call(name, call.arguments, limit=self._text_limit)
 
+    def last_error(self, name: str) -> str:
+        """What the server of the tool `name` wrote when it last answered with an error, and may keep from its clients; "" if
+        nothing, or where it is none of ours."""
+        route = self._routes.get(name)
+        return "" if route is None else route[0].last_error()
+
 
 @asynccontextmanager
 async def open_tools(

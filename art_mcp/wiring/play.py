@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from art_mcp.environment import load_environment
 from art_mcp.errors import EnvironmentLoadError
 from art_mcp.model import Model, TrainableModel
+from art_mcp.observe.waiting import waiting
 from art_mcp.types import Message, Trajectory, Usage
-from art_mcp.wiring.stage import Setting, model_spec, open_scene
+from art_mcp.wiring.stage import Setting, model_spec, note_unseen_tools, open_scene
 
 if TYPE_CHECKING:
     from art_mcp.agent.check import Verdict
@@ -33,20 +34,25 @@ class Played:
         return asdict(self)
 
 
-async def play_one(setting: Setting, *, split: str, number: int, temperature: float, api_key: str | None = None) -> Played:
-    """Plays one scenario. Raises EnvironmentLoadError where the split has fewer."""
+async def play_one(
+    setting: Setting, *, split: str, number: int, temperature: float, stream: Any, api_key: str | None = None
+) -> Played:
+    """Plays one scenario; a terminal on `stream` is shown that it takes its time. Raises EnvironmentLoadError where the split
+    has fewer."""
     from art_mcp.agent.group import Play, door_to
 
-    async with open_scene(setting, splits=(split,), api_key=api_key) as scene:
+    async with open_scene(setting, splits=(split,), api_key=api_key, stream=stream) as scene:
         scenarios = scene.environment.split(split)
         if number >= len(scenarios):
             raise EnvironmentLoadError(
                 f"split {split!r} has {len(scenarios)} scenarios: --number is at most {len(scenarios) - 1}"
             )
+        note_unseen_tools(scene, stream=stream)
         async with door_to(scene.model) as chat:
             key = (setting.seed, 0)
             play = Play(scene.model, chat, scene.environment, scene.toolbox, temperature, key, scene.tracer)
-            scored = await play.score(scenarios[number], 0, chat=chat)
+            with waiting(stream, "playing"):
+                scored = await play.score(scenarios[number], 0, chat=chat)
         parts = token_stream(scene.model, scored.trajectory)
     trajectory = scored.trajectory
     lines, reason = spoken(trajectory.messages), trajectory.stop_reason.value
@@ -93,5 +99,13 @@ async def check(setting: Setting, *, split: str, n: int) -> tuple[str, Verdict]:
         messages = opening_of(environment.split(split)[0].prompt, environment.system)
         shared, rest = dialect.opening(messages, toolbox.tools)
         opening = BackendTokenizer(load_tokenizer(model_source(spec.source))).decode([*shared, *rest])
-        verdict = await check_environment(environment, dialect=dialect, toolbox=toolbox, play=ScriptedSampler, split=split, n=n)
+        verdict = await check_environment(
+            environment,
+            dialect=dialect,
+            toolbox=toolbox,
+            play=ScriptedSampler,
+            split=split,
+            n=n,
+            why=toolbox.last_error,
+        )
     return opening, verdict

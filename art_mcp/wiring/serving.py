@@ -29,7 +29,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """What a client needs. `model` is always the current policy, `policy` the exact one."""
+    """What a client needs. `model` is always the current policy (a run's name, where it is one's), `policy` the exact one."""
 
     base_url: str
     api_key: str = field(repr=False)
@@ -51,6 +51,7 @@ async def serving(setting: Setting, place: Place) -> AsyncGenerator[tuple[Servin
         raise ConfigError(f"--host {place.host} is not loopback: name the hosts that clients call it by, with --allow-host")
     spec = model_spec(setting)
     model = TrainableModel(name=served_name(spec.source), spec=spec)
+    name = run_name(spec.source) or model.name
     voices: dict[str, Voice] = {}
     async with Endpoint(
         voices, host=place.host, port=place.port, token=place.token, hosts=place.hosts, loading=True
@@ -58,10 +59,11 @@ async def serving(setting: Setting, place: Place) -> AsyncGenerator[tuple[Servin
         backend = backend_of(setting)  # a slow import: only now, so that a port in use is told at once
         async with backend:
             await model.register(backend)
-            voices[model.name] = Voice(model.sampler(), model.dialect())
+            voice = Voice(model.sampler(), model.dialect())
+            voices.update(dict.fromkeys((name, model.name), voice))
             endpoint.desk.loading = False
             try:
-                yield Serving(endpoint.base_url, endpoint.token, model.name, model.get_inference_name()), endpoint
+                yield Serving(endpoint.base_url, endpoint.token, name, model.get_inference_name()), endpoint
             finally:
                 endpoint.desk.close()  # what is asked from now on would find no engine
 
@@ -69,5 +71,15 @@ async def serving(setting: Setting, place: Place) -> AsyncGenerator[tuple[Servin
 def served_name(source: str) -> str:
     """A plain word for a model: its folder's or repository's name; for a run's checkpoint the run's too."""
     path = Path(source)
-    word = f"{path.parent.parent.name}-{path.name}" if path.parent.name == "checkpoints" else path.resolve().name
-    return "".join("-" if character in "@\\" or character.isspace() else character for character in word) or "model"
+    run = run_name(source)
+    return plain(f"{run}-{path.name}" if run else path.resolve().name)
+
+
+def run_name(source: str) -> str:
+    """The name of the run whose checkpoint `source` is; "" where it is none."""
+    path = Path(source)
+    return plain(path.parent.parent.name) if path.parent.name == "checkpoints" else ""
+
+
+def plain(text: str) -> str:
+    return "".join("-" if character in "@\\" or character.isspace() else character for character in text) or "model"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from art_mcp.core.address import without_login
 from art_mcp.environment import Environment, load_environment
-from art_mcp.errors import ConfigError, RunError
+from art_mcp.errors import ConfigError, ModelError, RunError, boundary
+from art_mcp.local.folders import check_folder
 from art_mcp.model import Model, TrainableModel
+from art_mcp.observe.waiting import waiting
 from art_mcp.ports import Progress, Toolbox, Tracer
 from art_mcp.store.aside import put_back
 from art_mcp.store.run import MANIFEST, Run, open_run
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     from art_mcp.local.backend import LocalBackend
 
 RUNS = Path("runs")
+KNOWN_TOOLS = "art_mcp_tools.json"
+"""In the folder of a model that can use a few tools only: which ones, and what it was trained on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +71,10 @@ class Stage:
 
 
 def model_spec(setting: Setting, *, resume: bool = False) -> ModelSpec:
-    """The model that `setting.model` names: "tiny", a model folder, a run ("runs/x", "x", "x@50", "runs/latest"), a hub id."""
+    """The model that `setting.model` names: "tiny", a model folder, a run ("runs/x", "x", "x@50", "runs/latest"), a hub id.
+    Raises ModelError for a folder from which none can be loaded; torch, which takes seconds, is not loaded for that."""
     lora = None if setting.lora is None else LoraSpec(rank=setting.lora)
-    source = find_model(setting.model)
+    source = look_over(find_model(setting.model))
     return ModelSpec(source=source, lora=lora, seed=setting.seed, resume=resume, lenient=setting.lenient)
 
 
@@ -88,6 +94,13 @@ def find_model(text: str) -> str:
     if not Path(text).exists() and (at or Path(text).parent == RUNS):  # no hub id looks like this
         open_run(RUNS / Path(name).name)
     return text
+
+
+def look_over(source: str) -> str:
+    """What `find_model` gave, unless it is a folder from which no model can be loaded: then ModelError."""
+    if source != "tiny":
+        check_folder(source)
+    return source
 
 
 def run_folder(text: str) -> Path | None:
@@ -126,27 +139,35 @@ def backend_of(setting: Setting) -> LocalBackend:
 
 
 @asynccontextmanager
-async def open_stage(setting: Setting, *, splits: Sequence[str] = (), resume_from: str | None = None) -> AsyncGenerator[Stage]:
+async def open_stage(
+    setting: Setting, *, splits: Sequence[str] = (), resume_from: str | None = None, stream: Any = None
+) -> AsyncGenerator[Stage]:
     """Opens the environment's servers and loads the model (with its optimizer, where it resumes from a checkpoint);
-    everything is closed when the block ends. `splits` will be played: a wrong one is told before anything is opened."""
+    everything is closed when the block ends. `splits` will be played: a wrong one is told before anything is opened. A terminal
+    on `stream` is shown that this takes its time."""
     environment = load_environment(setting.environment, **setting.options)
     for name in splits:
         environment.split(name)
     spec = model_spec(replace(setting, model=resume_from or setting.model), resume=resume_from is not None)
-    from art_mcp.tools import open_tools  # a slow import: only now, so that a wrong name is told at once
-
     model = TrainableModel(name="policy", spec=spec)
-    backend = backend_of(setting)
-    async with backend, open_tools(environment.servers, config=setting.config, only=environment.tools) as toolbox:
-        await model.register(backend)
+    async with AsyncExitStack() as stack:
+        with waiting(stream, "loading"):
+            from art_mcp.tools import open_tools  # a slow import: only now, so that a wrong name is told at once
+
+            backend = await stack.enter_async_context(backend_of(setting))
+            tools = open_tools(environment.servers, config=setting.config, only=environment.tools)
+            toolbox = await stack.enter_async_context(tools)
+            await model.register(backend)
         yield Stage(environment, toolbox, model, backend)
 
 
 @asynccontextmanager
-async def open_scene(setting: Setting, *, splits: Sequence[str], api_key: str | None = None) -> AsyncGenerator[Scene]:
+async def open_scene(
+    setting: Setting, *, splits: Sequence[str], api_key: str | None = None, stream: Any = None
+) -> AsyncGenerator[Scene]:
     """As `open_stage`, but the model may also be an endpoint; nothing is loaded for that."""
     if not is_endpoint(setting.model):
-        async with open_stage(setting, splits=splits) as stage:
+        async with open_stage(setting, splits=splits, stream=stream) as stage:
             yield Scene(stage.environment, stage.toolbox, stage.model, stage.backend.tracer)
         return
     from art_mcp.tools import open_tools
@@ -161,6 +182,28 @@ async def open_scene(setting: Setting, *, splits: Sequence[str], api_key: str | 
         open_tools(environment.servers, config=setting.config, only=environment.tools) as toolbox,
     ):
         yield Scene(environment, toolbox, model, tracer)
+
+
+def note_unseen_tools(stage: Stage | Scene, *, stream: Any) -> None:
+    """Tells `stream` where the model knows a few tools only, as its folder says, and is offered others."""
+    if not isinstance(stage.model, TrainableModel):
+        return
+    from art_mcp.local.models import model_source
+
+    source = stage.model.spec.source
+    path = Path(model_source(source)) / KNOWN_TOOLS
+    if not path.is_file():
+        return
+    with boundary(ModelError, f"reading {path}", OSError, ValueError, KeyError, TypeError):
+        known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        unseen = [tool.name for tool in stage.toolbox.tools if tool.name not in known["tools"]]
+        trained_on = known["trained_on"]
+    if unseen:
+        few = f"{', '.join(unseen[:3])}{', …' if len(unseen) > 3 else ''}"
+        stream.write(
+            f"note: {source} was trained on {trained_on} and never saw {few}: "
+            "name another --model, or teach it first, by art-mcp sft\n"
+        )
 
 
 def is_endpoint(model: str) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from art_mcp.errors import ModelError
-from art_mcp.wiring.stage import Setting, find_model
+from art_mcp.wiring.stage import Setting, find_model, look_over
 
 
 def check_tags(setting: Setting, *, prepare: bool) -> Setting:
@@ -16,7 +16,7 @@ def check_tags(setting: Setting, *, prepare: bool) -> Setting:
 
     Raises ModelError, naming the command that mends it, where the model writes tags that were never trained.
     """
-    source = find_model(setting.model)
+    source = look_over(find_model(setting.model))
     if source == "tiny":
         return setting
     from art_mcp.local.prepare import prepare as write_copy

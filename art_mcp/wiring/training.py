@@ -23,7 +23,7 @@ from art_mcp.store.run import Run, new_run, refuse_name
 from art_mcp.store.versions import installed
 from art_mcp.store.whole import replacing
 from art_mcp.types import TrainConfig
-from art_mcp.wiring.stage import RUNS, Setting, Stage, evaluate_stage, find_run, open_stage
+from art_mcp.wiring.stage import RUNS, Setting, Stage, evaluate_stage, find_run, note_unseen_tools, open_stage
 from art_mcp.wiring.tags import check_tags
 from art_mcp.wiring.warm import (
     Both,
@@ -31,6 +31,7 @@ from art_mcp.wiring.warm import (
     find_demonstrations,
     keep_demonstrations,
     learn_by_example,
+    say_where_done,
     seconds_of,
 )
 
@@ -68,8 +69,10 @@ async def train(training: Training, *, name: str | None, stream: Any) -> dict[st
     refuse_recorders(training)
     clock = Clock()
     training = replace(training, setting=check_tags(training.setting, prepare=training.prepare))
-    async with open_stage(training.setting, splits=training.splits) as stage:
+    async with open_stage(training.setting, splits=training.splits, stream=stream) as stage:
         lessons = training.warm_start
+        if not lessons:
+            note_unseen_tools(stage, stream=stream)
         shown = await find_demonstrations(stage, lessons, plan=training.plan, stream=stream) if lessons else ()
         run = new_run(RUNS, name, keep_seconds=not training.setting.deterministic)
         run.describe(describe_stage(stage))
@@ -90,7 +93,7 @@ async def resume(folder: str, *, plan: Mapping[str, Any], stream: Any) -> dict[s
     clock = Clock()
     last = run.checkpoints()[-1:]
     checkpoint = str(run.checkpoint(last[0])) if last else None
-    async with open_stage(training.setting, splits=training.splits, resume_from=checkpoint) as stage:
+    async with open_stage(training.setting, splits=training.splits, resume_from=checkpoint, stream=stream) as stage:
         run.rewind(last[0] if last else 0)
         resumed = {"step": last[0] if last else 0, **describe_stage(stage)}
         run.describe({"resumed": [*run.manifest.get("resumed", []), resumed]})
@@ -119,7 +122,7 @@ async def carry_out(training: Training, run: Run, *, stage: Stage, clock: Clock,
         clock.lap("evaluate_before")
         run.describe({"before": before})
         if training.warm_start and not run.manifest.get("warm_start", {}).get("done"):
-            await warm_up(training, run, stage=stage, clock=clock, stream=stream)
+            await warm_up(training, run, stage=stage, clock=clock, others=others, stream=stream)
         trained = await train_stage(stage, training, run, others=others, stream=stream)
         clock.lap("train")
         after = await measure(stage, training, stream=stream, label="after training")
@@ -132,7 +135,7 @@ async def carry_out(training: Training, run: Run, *, stage: Stage, clock: Clock,
     return report | ({"warm_start": run.manifest["warm_start"]} if training.warm_start else {})
 
 
-async def warm_up(training: Training, run: Run, *, stage: Stage, clock: Clock, stream: Any) -> None:
+async def warm_up(training: Training, run: Run, *, stage: Stage, clock: Clock, others: Sequence[Recorder], stream: Any) -> None:
     """The supervised part of a run, and what it gave."""
     assert training.warm_start is not None
     lessons, plan = training.warm_start, training.plan
@@ -144,6 +147,7 @@ async def warm_up(training: Training, run: Run, *, stage: Stage, clock: Clock, s
         plan=plan,
         config=training.config,
         keep=training.keep,
+        others=others,
         stream=stream,
     )
     clock.lap("warm_start")
@@ -182,9 +186,12 @@ async def train_stage(stage: Stage, training: Training, run: Run, *, others: Seq
     from art_mcp.observe.console import ConsoleProgress
 
     plan, first = training.plan, await stage.model.get_step()
-    if plan.steps is not None:
-        plan = replace(plan, steps=plan.steps + run.manifest.get("warm_start", {}).get("steps", 0))
+    taught = run.manifest.get("warm_start", {}).get("steps", 0)
     spent, left = seconds_of(run, first, plan.seconds)
+    if "resumed" in run.manifest or plan.steps != 0:
+        say_where_done(plan, taken=first, taught=taught, spent=spent, stream=stream)
+    if plan.steps is not None:
+        plan = replace(plan, steps=plan.steps + taught)
     with ConsoleProgress(stream, label="training", first=first, steps=plan.steps, seconds=left) as console:
         recorder: Recorder = Both(run, console, others)
         return await train_loop(

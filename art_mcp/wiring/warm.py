@@ -14,6 +14,7 @@ from art_mcp.agent.imitation import Lessons, imitation_loop
 from art_mcp.agent.loop import Plan, Save, pick
 from art_mcp.errors import ConfigError, RunError, TrainError, boundary
 from art_mcp.observe.console import ConsoleProgress, of
+from art_mcp.observe.waiting import waiting
 from art_mcp.ports import Recorder
 from art_mcp.store.run import Run
 from art_mcp.store.whole import replace_text
@@ -71,10 +72,33 @@ def seconds_of(run: Run, first: int, most: float | None) -> tuple[float, float |
     return spent, None if most is None else max(0.0, most - spent)
 
 
+def say_where_done(plan: Plan, *, taken: int, taught: int, spent: float, stream: Any) -> None:
+    """Tells `stream` where nothing is left of `plan` for a run with so many steps `taken`, of which sft's `taught` do not
+    count, and so many seconds `spent`, of which sft's do."""
+    after = f" beside sft's {taught}" if taught else ""
+    if plan.seconds is not None and spent >= plan.seconds:
+        included = ", sft's included," if taught else ""
+        what = f"spent {spent:.0f} s{included} of {plan.seconds:g}: ask for more with --seconds {100 * (int(spent) // 100 + 2)}"
+    elif plan.steps is not None and taken - taught >= plan.steps:
+        what = f"taken {taken - taught} steps of {plan.steps}{after}: ask for more with --steps {taken - taught + 100}"
+    else:
+        return
+    stream.write(f"nothing is left to train: the run has {what}\n")
+
+
 async def learn_by_example(
-    stage: Stage, run: Run, *, lessons: Lessons, plan: Plan, config: TrainConfig, keep: int, stream: Any
+    stage: Stage,
+    run: Run,
+    *,
+    lessons: Lessons,
+    plan: Plan,
+    config: TrainConfig,
+    keep: int,
+    others: Sequence[Recorder],
+    stream: Any,
 ) -> dict[str, Any]:
-    """The supervised steps that are left, and a checkpoint whose optimizer begins anew; returns what the manifest says."""
+    """The supervised steps that are left, recorded by `others` too, and a checkpoint whose optimizer begins anew; returns what
+    the manifest says."""
     from art_mcp.local.torch_trainer import imitation_rate
 
     async def imitate(samples: Sequence[Sample], config: TrainConfig) -> Mapping[str, float]:
@@ -96,7 +120,7 @@ async def learn_by_example(
             lessons=lessons,
             config=config,
             highest_rate=rate,
-            recorder=Both(run, console),
+            recorder=Both(run, console, others),
             save=save,
             save_every=plan.save_every,
             seed=plan.seed,
@@ -141,7 +165,8 @@ async def find_demonstrations(stage: Stage, lessons: Lessons, *, plan: Plan, str
     environment = stage.environment
     scenarios = draw(environment.split(plan.split), lessons.demonstrations, seed=plan.seed)
     if lessons.source == "solutions":
-        return await show_solutions(scenarios, environment=environment, toolbox=stage.toolbox, concurrency=plan.concurrency)
+        with waiting(stream, "playing demonstrations"):
+            return await show_solutions(scenarios, environment=environment, toolbox=stage.toolbox, concurrency=plan.concurrency)
     rollouts = len(scenarios) * plan.rollouts
     with ConsoleProgress(stream, rollouts=rollouts, label="looking for successes") as console:
         groups = await gather_trajectory_groups(

@@ -173,8 +173,8 @@ class Playhouse:
     async def register(self, trainable: Any) -> None:
         pass
 
-    async def ready(self, trainable: Any) -> int:
-        return 1
+    async def ready(self, trainable: Any) -> None:
+        pass
 
     async def train(self, trainable: Any, groups: Any, *, config: Any) -> Mapping[str, float]:
         self.trained.append(groups)

@@ -167,7 +167,6 @@ class Mortal(Playhouse):
     async def ready(self, trainable):
         self.waited += 1
         await anyio.lowlevel.checkpoint()
-        return 1
 
     def turns(self):
         house = self

@@ -14,6 +14,7 @@ import pytest
 import typer.main
 
 from art_mcp.cli.main import app
+from art_mcp.environment import load_environment
 from art_mcp.store.run import Run
 
 ROOT = Path(__file__).parents[2]
@@ -110,7 +111,32 @@ def test_a_terminal_shows_that_a_command_is_at_work_and_no_trace_of_it_afterward
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert art("check", "sums")[::2] == (0, "playing …\r\x1b[K")
     code, _, err = art("rollout", "sums", "--number", "4")
-    assert (code, err.partition("error: ")[0]) == (2, "playing …\r\x1b[K")
+    loading = "loading …\r\x1b[K"
+    assert (code, err.partition("error: ")[0]) == (2, loading)
+    assert art("rollout", "sums")[::2] == (0, f"{loading}playing …\r\x1b[K")
+    code, _, err = art("eval", "sums", "--n", "2")
+    assert (code, err.startswith(loading)) == (0, True)
+    code, _, err = art("sft", "sums", "-d", "2", "--eval-n", "0")
+    assert (code, err.startswith(f"{loading}playing demonstrations …\r\x1b[K")) == (0, True)
+
+
+def test_a_model_that_knows_a_few_tools_only_is_said_not_to_know_the_others(project, art):
+    note = "note: tiny was trained on the calculator environment's questions alone and never saw power, sqrt: name another "
+    (project / "environments" / "others.py").write_text(
+        (project / "environments" / "sums.py").read_text().replace('tools=["add"]', 'tools=["add", "power", "sqrt"]')
+    )
+    for words in (["rollout"], ["eval", "--n", "2"], ["train", "--steps", "0", "--eval-n", "0"]):
+        command, *options = words
+        code, _, err = art(command, "others", *options)
+        assert (code, err.startswith(note), err.count("\n")) == (0, True, 1), err
+        assert "note" not in art(command, "sums", *options)[2]
+    assert art("sft", "others", "-d", "2", "--eval-n", "0", "--name", "taught")[::2] == (0, "")
+    assert art("eval", "others", "--n", "2", "--model", "taught")[::2] == (0, "")
+
+
+def test_the_packaged_policy_is_said_to_know_the_tools_of_the_calculators_questions():
+    known = json.loads((ROOT / "art_mcp" / "tiny_policy" / "art_mcp_tools.json").read_text())
+    assert tuple(known["tools"]) == load_environment(CALCULATOR).tools
 
 
 @pytest.mark.parametrize(
@@ -208,6 +234,42 @@ def test_check_finds_a_broken_reward_and_ends_with_1(project, art):
     assert code == 1
     assert "FAILED: constant answer scores 1.000, not below the reference solution's 1.000" in out
     assert "ok:" not in out
+
+
+CRASHING = """
+import sys
+from mcp.server import MCPServer
+
+server = MCPServer("crashing")
+
+
+@server.tool()
+async def add(a: int, b: int) -> int:
+    if {broken}:
+        raise LookupError(f"no {a} in the books")
+    return a + b
+
+
+if __name__ == "__main__":
+    server.run("stdio")
+"""
+
+
+@pytest.mark.parametrize("server", ['"crashing.py:server"', '"crashing"'], ids=["in-process", "stdio"])
+def test_check_says_why_a_tool_crashed_under_the_reference_solution(project, art, server):
+    reward = 'lambda trajectory: float(trajectory.messages[2]["content"] == trajectory.answer) if trajectory.uses else 0.0'
+    entry = {"command": "python", "args": ["crashing.py"], "env": {"COLUMNS": "100"}}
+    (project / "config.json").write_text(json.dumps({"mcpServers": {"crashing": entry}}))
+    write(project, "books", server, reward)
+    for broken, told in (
+        ("a == 2", "1 of the reference solution's 4 calls are answered with an error, in scenarios that it does not solve: "),
+        ("a < 9", "each of the reference solution's 4 calls is answered with an error: "),
+    ):
+        (project / "crashing.py").write_text(CRASHING.replace("{broken}", broken))
+        code, out, err = art("check", "books")
+        assert (code, err) == (1, "")
+        first = 2 if broken == "a == 2" else 1
+        assert f"FAILED: {told}Error executing tool add (its server wrote: LookupError: no {first} in the books)\n" in out
 
 
 def test_rollout_shows_who_said_what_and_the_token_stream(project, art):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from anyio.from_thread import start_blocking_portal
 from art_mcp.errors import ModelError
 from art_mcp.local.backend import LocalBackend
 from art_mcp.model import Model, TrainableModel
-from tests.agent.endpoints import endpoint, http, refused, said
+from tests.agent.endpoints import endpoint, http, in_turn, refused, said
 
 HERE = str(Path(__file__).parents[1] / "wiring" / "calculator_here.py")
 
@@ -95,6 +96,23 @@ def test_one_conversation_of_an_endpoint_is_shown_and_has_no_tokens(art):
     assert json.loads(out.splitlines()[-1])["parts"] == []
 
 
+@pytest.mark.parametrize(
+    ("babble", "shown", "more"),
+    [
+        ("\n".join(map(str, range(300))), "\n".join(map(str, range(20))), "280 more lines"),
+        ("x" * 10_000, "x" * 2400, "7600 more characters"),
+        ("\n".join(map(str, range(20))) + "\n", "\n".join(map(str, range(20))) + "\n", ""),
+    ],
+)
+def test_a_turn_that_goes_on_and_on_is_cut_for_people_and_whole_in_json(art, babble, shown, more):
+    with scripted(said(babble)) as seen:
+        code, out, _ = art("rollout", HERE, "--model", f"{seen.base_url}#gpt", "--json")
+    assert code == 0
+    cut = f"\n  … ({more}; --json has all)" if more else ""
+    assert f"\n» policy: {shown}{cut}\nstopped: " in out
+    assert ["policy", babble] in json.loads(out.splitlines()[-1])["lines"]
+
+
 def test_a_name_and_a_password_in_the_address_are_sent_and_never_shown(art):
     printed = ""
     with scripted(said("7")) as seen:
@@ -124,6 +142,42 @@ def test_an_endpoint_that_refuses_is_one_line(art):
             assert (code, out) == (2, "")
             assert "wrong key" in err
             assert err.splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_an_endpoint_that_refuses_the_first_request_ends_the_command_before_the_other_rollouts(art, status):
+    with scripted(refused(status, "not for you")) as seen:
+        code, out, err = art("eval", HERE, "--n", "40", "--concurrency", "2", "--model", f"{seen.base_url}#gpt")
+    assert (code, out) == (2, "")
+    assert re.fullmatch(rf"error: {seen.base_url}, model 'gpt': .*not for you.*\n", err)
+    assert len(seen.bodies) <= 2
+
+
+def test_an_endpoint_that_is_not_there_ends_the_command_at_the_first_try(art):
+    with socket.create_server(("127.0.0.1", 0)) as place:
+        address = f"http://127.0.0.1:{place.getsockname()[1]}/v1"
+    for words in (["eval", "--n", "40"], ["rollout"]):
+        code, out, err = art(*words, HERE, "--model", f"{address}#gpt")
+        assert (code, out) == (2, "")
+        assert re.fullmatch(rf"error: {address}, model 'gpt': it cannot be reached: .*\n", err)
+        assert "tries" not in err
+
+
+@pytest.mark.parametrize("broken", [refused(401, "expired"), refused(404, "gone"), refused(400, "busy")])
+def test_what_fails_once_the_endpoint_has_answered_is_a_failed_rollout(art, broken):
+    answers = in_turn(said("7"), broken)
+    with in_a_thread(endpoint(answers)) as seen:
+        code, out, err = art("eval", HERE, "--n", "3", "--concurrency", "1", "--model", f"{seen.base_url}#gpt", "--json")
+    assert code == 0, err
+    found = json.loads(out.splitlines()[-1])
+    assert (found["n"], found["failed"]) == (1, 2)
+
+
+def test_a_first_request_that_is_only_put_off_is_tried_again(art):
+    with in_a_thread(endpoint(in_turn(refused(429), refused(500), said("7")))) as seen:
+        code, out, err = art("eval", HERE, "--n", "2", "--concurrency", "1", "--model", f"{seen.base_url}#gpt", "--json")
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1])["failed"] == 0
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,26 @@ def test_a_fault_is_one_line_and_exit_code_2(project, words, told):
     assert done.stdout == ""
 
 
+LOADED = """
+import sys
+from art_mcp.cli.main import main
+
+try:
+    main()
+finally:
+    print(*sys.modules)
+"""
+
+
+@pytest.mark.parametrize("words", ["eval sums --model hollow", "train sums --model hollow", "serve hollow"])
+def test_a_model_without_weights_is_told_before_torch_is_loaded(project, words):
+    done = run(project, sys.executable, "-c", LOADED, *words.split(), stdout=subprocess.PIPE)
+    assert one_line(done, r"hollow has no weights: put \*\.safetensors there")
+    loaded = done.stdout.split()
+    assert "art_mcp.wiring.stage" in loaded
+    assert not {"torch", "transformers", "mcp"} & set(loaded)
+
+
 def test_a_port_in_use_is_one_line(project):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

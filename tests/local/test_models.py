@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -179,3 +181,27 @@ def test_a_hub_id_is_read_from_the_cache_without_a_network(tmp_path, folder):
     assert facts["source"] == "somebody/toy"
     assert facts["error"].startswith("no folder somebody/else here, and none could be had from the hub: ")
     assert "\n" not in facts["error"]
+
+
+MISSING = """
+import sys
+from art_mcp.errors import ModelError
+from art_mcp.local.models import load_tokenizer
+try:
+    load_tokenizer("somebody/else")
+except ModelError as error:
+    print(error)
+"""
+
+
+def test_a_hub_that_is_not_there_is_asked_once_and_leaves_no_lines_of_its_client(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as place:
+        hub = f"http://127.0.0.1:{place.getsockname()[1]}"
+    settings = {"HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_ENDPOINT": hub}
+    kept = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    environment = kept | settings | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-c", MISSING], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"no folder somebody/else here, and none could be had from the hub: .*refused.*\n", done.stdout)

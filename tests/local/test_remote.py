@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from toys import draw_tokens, save_toy
 from art_mcp.errors import EngineError, ModelError, TrainError
 from art_mcp.local.backend import LocalBackend
 from art_mcp.local.remote import RemoteWorker
-from art_mcp.local.worker import Settings, Worker
+from art_mcp.local.worker import WORKSPACE, Settings, Worker
 from art_mcp.model import TrainableModel
 from art_mcp.types import LoraSpec, ModelSpec, Sample, SamplingParams, TrainConfig
 
@@ -64,13 +65,30 @@ async def test_a_child_gives_the_numbers_of_this_process_to_the_last_bit(remote)
     assert await two_steps(remote) == wanted
 
 
+async def test_the_child_of_a_deterministic_run_starts_with_what_cublas_needs_unless_its_user_chose_it(
+    remote, spec, monkeypatch
+):
+    monkeypatch.setenv(WORKSPACE, ":16:8")
+    chosen = RemoteWorker("toy", spec, SETTINGS)
+    monkeypatch.delenv(WORKSPACE)
+    plain = RemoteWorker("toy", spec, Settings(threads=1))
+    assert [worker_of(family(worker)).environ().get(WORKSPACE) for worker in (remote, chosen, plain)] == [
+        ":4096:8",
+        ":16:8",
+        None,
+    ]
+    for worker in (chosen, plain):
+        await worker.close()
+
+
 async def test_failures_in_the_child_arrive_by_name(remote):
     with pytest.raises(TrainError, match="a demonstration has no sampled log probabilities"):
         await remote.train([Sample((1, 2), (False, True), None, 1.0)], CONFIG)
     with pytest.raises(EngineError, match="does not fit a context of 20000 tokens"):
         await remote.sample([1] * 20000, params=ENDLESS, stop=frozenset())
-    with pytest.raises(RuntimeError, match="ValueError"):
+    with pytest.raises(RuntimeError, match="ValueError") as bug:
         await remote.train([Sample((1, 2), (False, True), (0.0,), 1.0)], CONFIG)
+    assert re.search(r"torch_trainer\.py\", line \d+, in _learn", bug.value.__notes__[0])
 
 
 async def test_a_cancelled_request_is_cancelled_in_the_child_too(remote, tmp_path):
@@ -102,10 +120,15 @@ def family(worker):
     return [launcher, *launcher.children(recursive=True)]
 
 
+def worker_of(processes):
+    (child,) = [process for process in processes if process.cmdline()[1] == "-m"]  # the others are the launcher's
+    return child
+
+
 async def test_a_child_that_is_killed_fails_what_waits_for_it_and_says_so(spec):
     worker = RemoteWorker("toy", spec, SETTINGS)
     processes = family(worker)
-    (child,) = [process for process in processes if process.cmdline()[1] == "-m"]  # the others are the launcher's
+    child = worker_of(processes)
     sampling = [asyncio.create_task(worker.sample(PROMPT, params=ENDLESS, stop=frozenset())) for _ in range(2)]
     child.suspend()  # so that more than a pipe holds is still being written when it dies
     training = asyncio.create_task(worker.train([Sample((1, 2) * 100000, (False, True) * 100000, None, 1.0)], CONFIG))
@@ -119,6 +142,13 @@ async def test_a_child_that_is_killed_fails_what_waits_for_it_and_says_so(spec):
         await worker.train([], CONFIG)
     await worker.close()
     assert psutil.wait_procs(processes, timeout=10)[1] == []
+
+
+def test_a_child_that_dies_in_the_middle_of_a_reply_is_told_of_and_nobody_waits_for_the_rest(spec, monkeypatch):
+    program = 'import sys; sys.stdin.readline(); sys.stdout.write(\'{"id": 0, "fac\')'
+    monkeypatch.setattr("art_mcp.local.remote.launch_command", lambda command, args: (command, ["-c", program]))
+    with pytest.raises(EngineError, match=r"the worker process \d+ has ended \(exit code 0\)"):
+        RemoteWorker("toy", spec, SETTINGS)
 
 
 async def test_a_model_that_cannot_be_loaded_is_refused_and_no_child_stays(tmp_path):

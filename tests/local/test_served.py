@@ -315,6 +315,7 @@ async def test_without_a_gpu_the_engine_is_transformers(toy):
     [
         ({"engine": "vllm"}, "vLLM is not installed"),
         ({"engine": "vllm", "engine_python": "python", "deterministic": True}, "need engine='transformers'"),
+        ({"trainer": "unsloth", "deterministic": True}, "need trainer='torch'"),
         ({"engine": "transformers", "engine_args": {"max_num_seqs": 7}}, "engine_args are vLLM's"),
         ({"engine": "transformers", "engine_replicas": 2}, "the transformers engine is one"),
         ({"engine_python": "python", "engine_replicas": 0}, "vLLM has one or more"),

@@ -7,9 +7,9 @@ import pytest
 import torch
 from toys import draw_tokens, log_probs_of, save_toy
 
-from art_mcp.errors import ModelError, TrainError
+from art_mcp.errors import ConfigError, ModelError, TrainError
 from art_mcp.local.backend import LocalBackend
-from art_mcp.local.worker import Settings, Worker
+from art_mcp.local.worker import WORKSPACE, Settings, Worker, demand_determinism, open_trainer
 from art_mcp.model import TrainableModel
 from art_mcp.types import (
     LoraSpec,
@@ -154,3 +154,22 @@ async def test_a_backend_is_closed_even_when_its_block_is_cancelled(toy):
                 await play(model.sampler(), 1)
             scope.cancel()
     assert not any(thread.name == "art-mcp-engine" for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("value", [None, ":0:0"])
+def test_a_deterministic_run_on_a_gpu_is_refused_where_cublas_would_not_keep_to_it(toy, monkeypatch, value):
+    monkeypatch.setenv(WORKSPACE, value) if value else monkeypatch.delenv(WORKSPACE, raising=False)
+    told = f"need {WORKSPACE}=:4096:8 in the environment before CUDA starts, where it is {value or 'not set'}"
+    with pytest.raises(ConfigError, match=told):
+        open_trainer(ModelSpec(source=str(toy)), Settings(deterministic=True, device="cuda"))
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_on_a_gpu_an_operation_without_a_deterministic_algorithm_is_an_error_and_not_a_warning(monkeypatch):
+    monkeypatch.setenv(WORKSPACE, ":4096:8")
+    try:
+        demand_determinism()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.set_deterministic_debug_mode("default")

@@ -1,12 +1,15 @@
 """Groups of any agent's rollouts: what is asked for in its name, what fails, what is learned."""
 
+import asyncio
+import math
+
 import anyio
 import pytest
 from openai import AsyncOpenAI
 
 from art_mcp import TrainableModel
 from art_mcp.agent.loop import summarize
-from art_mcp.errors import TrainError
+from art_mcp.errors import EngineError, TrainError
 from art_mcp.openai_patch import gather_agent_groups
 from art_mcp.types import Malformed, Scenario
 from tests.agent.players import Watcher
@@ -101,6 +104,73 @@ async def endless(client, scenario):
 async def test_where_every_rollout_fails_the_first_reason_is_told(model, agent, reward, reason):
     with pytest.raises(TrainError, match=reason):
         await gather_agent_groups(agent, SCENARIOS[:1], model=model, reward=reward, rollouts=2, seconds=0.5)
+
+
+class Dying:
+    """An engine that is dead whenever somebody waits for it, and is another one then. `limits`: what time those had who did."""
+
+    def __init__(self, monkeypatch, model, *, failures=()):
+        self.limits, self.loops, self.failures = [], set(), list(failures)
+        monkeypatch.setattr(model.backend, "ready", self.ready)
+
+    async def ready(self, trainable):
+        self.limits.append(anyio.current_effective_deadline())
+        self.loops.add(asyncio.get_running_loop())
+        await anyio.lowlevel.checkpoint()
+        if self.failures and (failure := self.failures.pop(0)):
+            raise failure
+
+
+async def test_no_agents_time_pays_for_an_engine_that_is_started_anew(model, monkeypatch):
+    engine, begun = Dying(monkeypatch, model), []
+
+    async def agent(client, scenario):
+        begun.append(len(engine.limits))
+        for _ in range(2):
+            assert anyio.current_effective_deadline() < math.inf
+            answer = await ask(client, scenario)
+        return answer
+
+    (group,) = await gather_agent_groups(agent, SCENARIOS[:1], model=model, reward=even, rollouts=2, concurrency=1)
+    assert len(group.rollouts) == 2
+    assert begun == [1, 4]  # it is awaited before the agent begins
+    assert engine.limits == [math.inf] * 6
+
+
+async def test_an_engine_that_cannot_be_started_is_not_the_agents_failure(model, monkeypatch):
+    async def wordy(client, scenario):
+        try:
+            return await ask(client, scenario)
+        except EngineError as error:
+            raise ConnectionError("Connection error.") from error
+
+    async def patient(client, scenario):
+        try:
+            return await ask(client, scenario)
+        except EngineError:
+            return await ask(client, scenario)
+
+    dead = EngineError("these weights are broken")
+    for agent, failures in ((ask, [dead]), (ask, [None, dead]), (wordy, [None, dead]), (patient, [None, dead, dead])):
+        Dying(monkeypatch, model, failures=failures)
+        with pytest.raises(TrainError, match="EngineError: these weights are broken"):
+            await gather_agent_groups(agent, SCENARIOS[:1], model=model, reward=even, rollouts=1)
+    Dying(monkeypatch, model, failures=[None, dead])
+    (group,) = await gather_agent_groups(patient, SCENARIOS[:1], model=model, reward=even, rollouts=1)
+    assert group.failures == ()
+
+
+async def test_an_agent_in_a_thread_waits_for_the_engine_where_that_runs(model, monkeypatch):
+    engine = Dying(monkeypatch, model)
+
+    async def agent(client, scenario):
+        # a connection is of the loop that opened it
+        return await asyncio.to_thread(asyncio.run, ask(client, scenario, extra_headers={"Connection": "close"}))
+
+    (group,) = await gather_agent_groups(agent, SCENARIOS[:1], model=model, reward=even, rollouts=2, concurrency=1)
+    assert len(group.rollouts) == 2
+    assert len(engine.limits) == 4
+    assert engine.loops == {asyncio.get_running_loop()}
 
 
 async def test_an_endpoint_that_is_gone_fails_the_rollout(model):

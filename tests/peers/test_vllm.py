@@ -293,11 +293,11 @@ async def test_two_servers_are_one_engine_and_each_is_started_anew_alone():
         assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Completion", "EngineError"]
         moved = await draw(worker, seed=1)
         assert moved.span.policy_version == 1
-        await model.backend.ready(model)
+        await model.ready()
+        await until(lambda: all(engine.available for engine in engines))
         turns = await asyncio.gather(*(draw(worker, seed=seed) for seed in range(6)))
         assert {turn.span.policy_version for turn in turns} == {1}
         assert max(difference(worker, turn.span) for turn in turns) < BOUND
-        assert all(engine.available for engine in engines)
 
 
 def names(processes: list[psutil.Process]) -> Iterator[str]:

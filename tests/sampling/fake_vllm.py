@@ -1,7 +1,7 @@
 """Plays the part of vLLM's server that we ask, with the answers that vLLM 0.32.0 gave; run as the interpreter that has it.
 
 `POST /hold` keeps completions waiting until `POST /release`; `GET /told` lists what was asked. A model whose folder has a
-file `broken` does not start; an adapter with one is refused.
+file `broken` does not start, and one with `slow-<port>` not before that is gone; an adapter with `broken` is refused.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import sys
+import time
 from pathlib import Path
 
 import uvicorn
@@ -184,6 +185,8 @@ def main() -> None:
     if (Path(args.model) / "broken").exists():
         sys.stderr.write("(EngineCore pid=8) ERROR 11-23 19:14:22 [core.py:1] ValueError: these weights are broken\n")
         sys.exit(1)
+    while (Path(args.model) / f"slow-{args.port}").exists():
+        time.sleep(0.01)
     keep = int(os.environ["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"])
     server = uvicorn.Server(
         uvicorn.Config(Fake(args).app(), log_level="info", timeout_keep_alive=keep, timeout_graceful_shutdown=1)

@@ -209,7 +209,6 @@ async def test_a_killed_server_fails_what_is_in_flight_and_the_next_request_star
     turns = await asyncio.gather(*(draw(engine) for _ in range(3)))
     assert {turn.span.policy_version for turn in turns} == {1}
     assert (await told(engine))[0] == "load policy@1"
-    assert engine.starts == 2
     assert not first.is_running()
     assert (tmp_path / "v1").exists()
 
@@ -240,6 +239,50 @@ async def test_all_that_wait_for_a_start_share_its_failure_and_the_next_one_trie
     assert "vLLM ended with exit code 1 before it answered: ValueError: these weights are broken" in str(failures[0])
     mark.unlink()
     assert (await draw(engine)).stopped is False
+
+
+async def test_a_new_server_that_does_not_take_the_weights_is_told_again_by_the_next_request(engine, tmp_path):
+    kill(engine).wait(10)
+    mark = tmp_path / "v0" / "broken"
+    mark.touch()
+    with pytest.raises(EngineError, match="Loading lora policy@0 failed"):
+        await draw(engine)
+    started = engine.server._process.pid
+    mark.unlink()
+    assert (await draw(engine)).span.policy_version == 0
+    assert engine.server._process.pid == started
+
+
+async def test_whoever_asks_in_the_very_moment_in_which_a_start_ends_goes_on(engine, monkeypatch):
+    start, late = engine._start, []
+
+    async def start_and_ask():
+        await start()
+        late.append(asyncio.create_task(engine.ready()))  # runs before anybody is told of the end
+
+    monkeypatch.setattr(engine, "_start", start_and_ask)
+    kill(engine).wait(10)
+    await draw(engine)
+    await late[0]
+
+
+async def test_weights_published_while_a_server_starts_are_those_with_which_it_begins(engine, folders, tmp_path):
+    process = kill(engine)
+    process.wait(10)
+    slow = tmp_path / "base" / f"slow-{engine.server.connections.port}"
+    slow.touch()
+    early = asyncio.create_task(draw(engine))
+    while True:
+        if engine.server.alive:
+            break
+        await asyncio.sleep(0.01)
+    await engine.take(1, folders("v1"))
+    publishing = asyncio.create_task(engine.publish(2, folders("v2")))
+    slow.unlink()
+    await publishing
+    assert (await early).span.policy_version == (await draw(engine)).span.policy_version == 2
+    assert [line for line in await told(engine) if "load" in line] == ["load policy@2"]
+    assert [path.name for path in tmp_path.glob("v*")] == ["v2"]
 
 
 async def test_a_start_goes_on_when_the_request_that_caused_it_is_cancelled(engine):

@@ -10,10 +10,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from art_mcp.agent.group import gather_trajectory_groups
 from art_mcp.errors import ConfigError, EngineError
 from art_mcp.sampling.vllm_args import Served, VllmSettings
 from art_mcp.sampling.vllm_replicas import open_engine
-from art_mcp.types import SamplingParams
+from art_mcp.types import Limits, SamplingParams, StopReason
+from tests.agent.players import Obedient, Playhouse, calls, desk_tools, environment, obedient, scenario
 
 pytestmark = pytest.mark.anyio
 
@@ -84,6 +86,21 @@ def kill(server):
     launcher = psutil.Process(server._process.pid)
     (child,) = [process for process in launcher.children() if str(FAKE) in process.cmdline()]
     child.send_signal(signal.SIGKILL)
+    return launcher
+
+
+def keep_from_starting(server, tmp_path):
+    """Kills a server; the next one does not answer before the file that this returns is gone."""
+    slow = tmp_path / "base" / f"slow-{server.connections.port}"
+    slow.touch()
+    kill(server).wait(10)
+    return slow
+
+
+async def mended(engine):
+    """Returns when all that died have been started."""
+    await asyncio.gather(*engine._mending.values())
+    assert all(one.available for one in engine.engines)
 
 
 async def test_new_conversations_go_to_the_idlest_and_stay_where_they_began(engine):
@@ -149,37 +166,126 @@ async def test_a_dead_replica_fails_its_own_requests_and_the_other_takes_its_con
     again = await draw(engine, (*SHARED, 9, *turn.span.token_ids, 50))  # of the dead one
     assert again.span.policy_version == 1
     assert (await engine.servers[1].connections.get("/told"))[1].count(b"begin policy@1") == before + 1
-    await engine.ready()
-    assert all(server.alive for server in engine.servers)
+    await mended(engine)
     assert (await told(engine))[0] == ["load policy@1"]
     assert (await draw(engine, (*SHARED, 30))).span.policy_version == 1
     assert await begun(engine) == [1, before + 1]
 
 
 async def test_weights_published_while_one_is_dead_are_those_of_its_next_start(engine, tmp_path):
-    kill(engine.servers[1])
-    psutil.Process(engine.servers[1]._process.pid).wait(10)
+    kill(engine.servers[1]).wait(10)
     await engine.publish(1, version(tmp_path, 1))
-    assert all(server.alive for server in engine.servers)
+    await mended(engine)
     assert (await told(engine))[1] == ["load policy@1"]
 
 
+async def test_nobody_waits_for_a_replica_that_starts_and_it_begins_with_the_newest_weights(engine, tmp_path):
+    slow = keep_from_starting(engine.servers[0], tmp_path)
+    for step in (1, 2):
+        await engine.ready()
+        turns = [await draw(engine, (*SHARED, number)) for number in (10, 20, 30)]
+        assert {turn.span.policy_version for turn in turns} == {step - 1}
+        await engine.publish(step, version(tmp_path, step))
+        assert engine.policy.step == step
+    assert not engine.engines[0].available
+    slow.unlink()
+    await mended(engine)
+    assert (await told(engine))[0] == ["load policy@2"]
+    tasks = await in_flight(engine, [(*SHARED, 40), (*SHARED, 50)])
+    await post(engine, "/release")
+    assert [(await task).span.policy_version for task in tasks] == [2, 2]
+    assert (await begun(engine))[0] == 1
+    assert sorted(path.name for path in tmp_path.glob("v*")) == ["v2", "v2-1"]
+
+
+async def test_where_no_replica_is_left_the_first_that_starts_is_waited_for(engine, tmp_path):
+    slow, _ = [keep_from_starting(server, tmp_path) for server in engine.servers]
+    turn = asyncio.create_task(draw(engine, (*SHARED, 10)))
+    slow.unlink()
+    await engine.ready()
+    assert (await turn).span.policy_version == 0
+    assert [one.available for one in engine.engines] == [True, False]
+
+
+async def test_a_rollout_that_runs_out_of_time_while_a_replica_starts_ran_out_of_its_own(engine, tmp_path):
+    class House(Playhouse):
+        async def ready(self, trainable):
+            await engine.ready()
+
+    class Once(Obedient):
+        """Its second turn never comes."""
+
+        async def sample(self, token_ids, **options):
+            if self.temperatures:
+                await asyncio.Event().wait()
+            return await super().sample(token_ids, **options)
+
+    keep_from_starting(engine.servers[0], tmp_path)
+    sampler = Once()
+    place, model = environment(limits=Limits(seconds=1.0)), await obedient(House(lambda: sampler))
+    once = scenario(calls(("add", {"a": 2, "b": 3})), "5")
+    async with desk_tools() as desk:
+        (group,) = await gather_trajectory_groups([once], model=model, environment=place, toolbox=desk, rollouts=1)
+    assert [one.trajectory.stop_reason for one in group.trajectories] == [StopReason.TIME_LIMIT]
+    assert not engine.engines[0].available
+
+
 async def test_a_replica_that_does_not_start_again_leaves_the_work_to_the_other(engine, tmp_path, capsys):
-    kill(engine.servers[0])
-    psutil.Process(engine.servers[0]._process.pid).wait(10)
+    def attempts():
+        return capsys.readouterr().err.count("one of 2 engine replicas does not start: vLLM ended with exit code 1")
+
+    kill(engine.servers[0]).wait(10)
     (tmp_path / "base" / "broken").touch()
     turns = await asyncio.gather(*(draw(engine, (*SHARED, number)) for number in range(10, 14)))
     assert {turn.span.policy_version for turn in turns} == {0}
-    await engine.ready()
-    assert "the others go on: vLLM ended with exit code 1" in capsys.readouterr().err
-    await engine.publish(1, version(tmp_path, 1))
-    assert (engine.policy.step, (await draw(engine, (*SHARED, 30))).span.policy_version) == (1, 1)
-    kill(engine.servers[1])
-    psutil.Process(engine.servers[1]._process.pid).wait(10)
+    for step in (1, 2):
+        await asyncio.wait(engine._mending.values())
+        await asyncio.gather(*(engine.ready() for _ in range(4)))  # which does not try it again
+        await asyncio.wait(engine._mending.values())
+        assert attempts() == 1
+        await engine.publish(step, version(tmp_path, step))
+        assert (engine.policy.step, (await draw(engine, (*SHARED, 30))).span.policy_version) == (step, step)
+    kill(engine.servers[1]).wait(10)
     with pytest.raises(EngineError, match="these weights are broken"):
         await engine.ready()
     with pytest.raises(EngineError, match="these weights are broken"):
         await draw(engine, (*SHARED, 40))
+    (tmp_path / "base" / "broken").unlink()
+    assert (await draw(engine, (*SHARED, 40))).span.policy_version == 2
+
+
+async def test_weights_that_no_replica_was_left_to_take_are_those_of_the_next_start(engine, tmp_path):
+    (tmp_path / "base" / "broken").touch()
+    for server in engine.servers:
+        kill(server).wait(10)
+    with pytest.raises(EngineError, match="these weights are broken"):
+        await engine.publish(1, version(tmp_path, 1))
+    (tmp_path / "base" / "broken").unlink()
+    again = tmp_path / "again"
+    again.mkdir()
+    await engine.publish(1, again)
+    assert not again.exists()
+    assert (await draw(engine, (*SHARED, 10))).span.policy_version == 1
+
+
+async def test_closing_ends_what_waits_for_a_replica_and_leaves_no_task(engine, tmp_path, capsys):
+    keep_from_starting(engine.servers[0], tmp_path)
+    before = asyncio.all_tasks()
+    await engine.ready()
+    keep_from_starting(engine.servers[1], tmp_path)
+    late = asyncio.create_task(engine.ready())
+    while True:
+        if all(server.alive for server in engine.servers):
+            break
+        await asyncio.sleep(0.01)
+    assert len(asyncio.all_tasks() - before) > 2
+    await engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        await late
+    assert asyncio.all_tasks() == before
+    assert "does not start" not in capsys.readouterr().err
+    with pytest.raises(EngineError, match="the engine is closed"):
+        await engine.ready()
 
 
 async def test_closing_leaves_no_process(engine):

@@ -1,6 +1,7 @@
 """An agent of somebody else's, on the openai package and an MCP client, plays what our own runner plays: token for token."""
 
 import sys
+from concurrent.futures import wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from art_mcp.errors import ConfigError
 from art_mcp.local.backend import LocalBackend
 from art_mcp.model import TrainableModel
 from art_mcp.openai_patch import record
+from art_mcp.serve.listen import Endpoint
 from art_mcp.serve.turn import Voice
 from art_mcp.tools import open_tools
 from art_mcp.types import Malformed, MalformedKind, ModelSpec, Sample, ToolCall, TrainConfig
@@ -141,6 +143,27 @@ async def test_the_endpoints_of_event_loops_in_several_threads_serve_side_by_sid
             for base_url in (first, second):
                 with pytest.raises(OSError, match="attempts failed"):
                     await anyio.connect_tcp("127.0.0.1", int(base_url.split(":")[2].split("/")[0]))
+
+
+async def test_event_loops_that_ask_for_an_endpoint_at_once_each_get_one_that_ends_with_the_backend(monkeypatch):
+    model = TrainableModel(name="tiny")
+    async with LocalBackend(in_process=True, threads=1) as backend:
+        await model.register(backend)
+        backend.endpoint(model)
+        with start_blocking_portal() as one, start_blocking_portal() as other:
+            over, first, asked = Endpoint.over.fget, [True], []
+
+            def slow(endpoint):
+                """Another thread asks meanwhile; it may have to wait for us."""
+                if first and first.pop():
+                    asked.append(other.start_task_soon(backend.endpoint, model))
+                    wait(asked, timeout=0.5)
+                return over(endpoint)
+
+            monkeypatch.setattr(Endpoint, "over", property(slow))
+            urls = {one.call(backend.endpoint, model)[0], asked[0].result()[0]}
+            assert {endpoint.base_url for endpoint in backend._endpoints} > urls
+            await backend.close()
 
 
 async def test_a_client_of_the_model_itself_follows_its_training_and_ends_with_its_backend():

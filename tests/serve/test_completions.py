@@ -312,7 +312,7 @@ async def test_what_is_not_served_is_refused_with_what_is():
         ):
             with pytest.raises(NotFoundError, match=r"there are /v1/chat/completions and .* base_url ends with /v1"):
                 await ask_for()
-        with pytest.raises(NotFoundError, match="no model 'Qwen/Qwen3-4B'; there is told@0"):
+        with pytest.raises(NotFoundError, match="no model 'Qwen/Qwen3-4B'; there is told, told@0"):
             await client.models.retrieve("Qwen/Qwen3-4B")
 
 

@@ -199,4 +199,4 @@ async def test_models_are_listed_under_their_names_and_their_policies():
     listed, one, none = await knock(*[("GET", f"/v1/models{name}", {}) for name in ("", "/told@0", "/nobody")])
     assert [entry["id"] for entry in listed.json()["data"]] == ["told", "told@0"]
     assert (one.json()["id"], one.json()["root"], one.json()["max_model_len"]) == ("told@0", "told", 100_000)
-    check_refused(none, 404, "there is told@0")
+    check_refused(none, 404, "there is told, told@0")

@@ -10,10 +10,12 @@ from pathlib import Path
 import anyio
 import pytest
 from mcp.server import MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
 from odd import ODD, odd_in_process, odd_stdio, odd_url, text_of
 
 from art_mcp.errors import ConfigError, ToolServerError
 from art_mcp.tools import open_tools
+from art_mcp.tools.endpoint import open_log
 from art_mcp.types import ServerSpec, ToolCall, ToolResult
 
 pytestmark = pytest.mark.anyio
@@ -188,6 +190,7 @@ async def test_servers_are_found_by_name_entry_and_file(tmp_path):
 PARENT = """
 import anyio
 from art_mcp.tools import open_tools
+from art_mcp.tools.endpoint import open_log
 from art_mcp.types import ServerSpec, ToolCall
 
 async def main():
@@ -224,6 +227,7 @@ def ends(pid: int) -> bool:
 CRASHING = """
 import logging
 from mcp.server import MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
 
 {setup}
 server = MCPServer("crashing")
@@ -237,6 +241,7 @@ async def crash() -> str:
 CRASH = """
 import asyncio, sys
 from art_mcp.tools import open_tools
+from art_mcp.tools.endpoint import open_log
 from art_mcp.types import ToolCall
 
 
@@ -257,3 +262,42 @@ def test_an_in_process_tool_that_raises_prints_no_traceback_unless_its_file_sets
     assert "is_error=True" in done.stdout
     assert ("no such disk" in done.stderr) is told
     assert bool(done.stderr) is told
+
+
+ERRORS = {
+    "Traceback (most recent call last):\n  File x\nOSError: no more room\n": "OSError: no more room",
+    "KeyError: 'a'\n\nThe above exception …\n\nsdk.UnexpectedToolError: Error\nUnexpectedToolError: Error": "KeyError: 'a'",
+    "   sqlite3.OperationalError: no such   \n   table: sums   \n\n   more\n": "sqlite3.OperationalError: no such table: sums",
+    "TypeError: x is not a function\n    at Object.<anonymous> (/srv/index.js:1)\n": "TypeError: x is not a function",
+    "INFO: nothing of note\nserver listens\n": "",
+    "": "",
+}
+
+
+@pytest.mark.parametrize(("written", "told"), ERRORS.items())
+def test_a_servers_log_names_the_error_between_two_moments(written, told):
+    with open_log() as log:
+        log.note("ValueError: an old one")
+        first = log.size()
+        log.note(written)
+        last = log.size()
+        log.note("ValueError: a newer one")
+        assert log.error_within(first, last) == told
+
+
+async def test_an_error_that_a_tool_means_is_not_explained_by_an_earlier_crash():
+    server = MCPServer("moody")
+
+    @server.tool()
+    async def crash() -> str:
+        raise KeyError("lost")
+
+    @server.tool()
+    async def refuse() -> str:
+        raise ToolError("not today")
+
+    async with open_tools([server]) as toolbox:
+        assert "lost" not in (await toolbox.call(ToolCall("crash", {}))).text
+        assert toolbox.last_error("crash") == "KeyError: 'lost'"
+        assert "not today" in (await toolbox.call(ToolCall("refuse", {}))).text
+        assert toolbox.last_error("refuse") == toolbox.last_error("nobody's") == ""

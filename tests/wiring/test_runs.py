@@ -16,6 +16,7 @@ import anyio
 import psutil
 import pytest
 
+from art_mcp.agent.imitation import Lessons
 from art_mcp.agent.loop import Plan
 from art_mcp.errors import ConfigError, EnvironmentLoadError, RunError
 from art_mcp.store.run import Run
@@ -49,8 +50,8 @@ def train(asked, name):
     return anyio.run(lambda: training.train(asked, name=name, stream=stream)), stream.getvalue()
 
 
-def resume(name, **plan):
-    return anyio.run(lambda: training.resume(name, plan=plan, stream=StringIO()))
+def resume(name, *, stream=None, **plan):
+    return anyio.run(lambda: training.resume(name, plan=plan, stream=stream or StringIO()))
 
 
 def run_at(project, name):
@@ -144,10 +145,11 @@ def test_a_run_that_was_stopped_and_resumed_takes_the_steps_of_one_that_never_wa
 
 def test_a_resumed_run_with_nothing_left_to_do_changes_nothing(straight, project):
     shutil.copytree(straight[0].folder, project / "runs" / "done")
-    before = run_at(project, "done").checkpoint(4).stat().st_mtime_ns
-    assert resume("done")["train_seconds"] >= run_at(project, "done").read_metrics()[-1]["seconds_total"]
+    before, told = run_at(project, "done").checkpoint(4).stat().st_mtime_ns, StringIO()
+    assert resume("done", stream=told)["train_seconds"] >= run_at(project, "done").read_metrics()[-1]["seconds_total"]
     assert same(run_at(project, "done"), straight[0])
     assert run_at(project, "done").checkpoint(4).stat().st_mtime_ns == before
+    assert told.getvalue() == "nothing is left to train: the run has taken 4 steps of 4: ask for more with --steps 104\n"
 
 
 def test_a_run_without_a_checkpoint_is_resumed_from_its_start_and_new_limits_replace_the_old(straight, project):
@@ -171,24 +173,32 @@ def test_the_metrics_of_a_run_go_on_at_one_id_in_wandb_after_a_stop_and_no_other
 
     class Counted:
         def __init__(self):
-            self.steps = []
+            self.steps = []  # and of which part each is
 
         def groups(self, step, groups):
             pass
 
         def metrics(self, step, values):
-            self.steps.append(step)
+            self.steps.append((step, values.get("phase")))
 
     monkeypatch.setattr("art_mcp.observe.wandb_metrics.refuse_missing", lambda: None)
     monkeypatch.setattr("art_mcp.observe.wandb_metrics.open_wandb", kept)
-    asked = replace(ASKED, plan=Plan(steps=1, groups=1, rollouts=2), eval_n=0, wandb="team/project")
+    plan, lessons = Plan(steps=1, groups=1, rollouts=2), Lessons(demonstrations=2)
+    asked = replace(ASKED, plan=plan, eval_n=0, warm_start=lessons, wandb="team/project")
     train(asked, "watched")
     resume("watched", steps=2)
     run_at(project, "watched").folder.rename(project / "elsewhere")
     train(replace(asked, plan=replace(asked.plan, steps=0)), "watched")
     first, second, other = opened
-    assert first == ("team/project", Run(project / "elsewhere").manifest["wandb_id"], "watched", [0], True)
-    assert second == (*first[:3], [1], True)
+    assert first == (
+        "team/project",
+        Run(project / "elsewhere").manifest["wandb_id"],
+        "watched",
+        [(0, "warm start"), (1, None)],
+        True,
+    )
+    assert second == (*first[:3], [(2, None)], True)
+    assert other[3] == [(0, "warm start")]
     assert other[1] == run_at(project, "watched").manifest["wandb_id"] != first[1]
 
 

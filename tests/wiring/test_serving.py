@@ -1,11 +1,16 @@
 """`art-mcp serve` while its model loads and while it ends: whoever asks then is told so, and finds no engine half there."""
 
+from dataclasses import replace
+
 import pytest
-from openai import APIStatusError, AsyncOpenAI
+from openai import APIStatusError, AsyncOpenAI, NotFoundError
 
 from art_mcp.errors import ConfigError
 from art_mcp.local.backend import LocalBackend
+from art_mcp.local.models import TINY
 from art_mcp.serve.listen import open_socket
+from art_mcp.store.run import Run
+from art_mcp.wiring.remote import only_model
 from art_mcp.wiring.serving import Place, Serving, serving
 from art_mcp.wiring.stage import Setting
 
@@ -61,6 +66,26 @@ async def test_clients_are_asked_to_come_back_while_the_model_loads_and_are_refu
     assert loading == [(503, "loading", "5")] * 4
     assert open_ == [(200, None, None)] * 4
     assert closing == [(503, "closing", None)] * 4
+
+
+async def test_a_runs_model_answers_to_the_runs_name_and_what_is_wrong_is_told_all_names(tmp_path):
+    run = Run(tmp_path / "units")
+    run.checkpoint(20).parent.mkdir(parents=True)
+    run.checkpoint(20).symlink_to(TINY)
+    run.describe({"status": "finished"})
+    names = ["units", "units-step-000020", "units-step-000020@0"]
+    async with serving(replace(SETTING, model=str(run.folder)), Place(token="right")) as (served, _):
+        assert (served.model, served.policy) == ("units", "units-step-000020@0")
+        async with AsyncOpenAI(base_url=served.base_url, api_key="right", max_retries=0) as client:
+            assert [entry.id async for entry in client.models.list()] == names
+            for name in names:
+                assert (await client.models.retrieve(name)).id == name
+                answer = await client.chat.completions.create(model=name, messages=QUESTION, max_tokens=4)
+                assert answer.model == served.policy
+            for wrong in ("unit", "units@20"):
+                with pytest.raises(NotFoundError, match=f"no model '{wrong}'; there is {', '.join(names)}"):
+                    await client.chat.completions.create(model=wrong, messages=QUESTION)
+        assert await only_model(served.base_url, "right") == "units"
 
 
 async def test_a_key_is_in_no_repr():

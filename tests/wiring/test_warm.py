@@ -18,7 +18,7 @@ from art_mcp.store.trajectories import read_rows
 from art_mcp.types import TrainConfig
 from art_mcp.wiring import training
 from art_mcp.wiring.stage import Setting
-from art_mcp.wiring.warm import draw, read_file
+from art_mcp.wiring.warm import draw, read_file, say_where_done
 
 ENVIRONMENT = str(Path(__file__).parent / "calculator_here.py")
 SETTING = Setting(ENVIRONMENT, deterministic=True, in_process=True)
@@ -104,6 +104,20 @@ def test_a_supervised_run_goes_on_with_rewards_as_if_both_had_been_asked_for_at_
     assert (run.manifest["status"], run.manifest["steps"]) == ("finished", 3)
     resume("parts", steps=2)
     assert same(run, straight[0])
+
+
+@pytest.mark.parametrize(
+    ("plan", "told"),
+    [
+        (Plan(steps=2), "taken 2 steps of 2 beside sft's 3: ask for more with --steps 102"),
+        (Plan(seconds=165.0), "spent 180 s, sft's included, of 165: ask for more with --seconds 300"),
+        (Plan(steps=3, seconds=181.0), None),
+    ],
+)
+def test_a_run_with_nothing_left_is_told_what_counts_and_how_it_is_given_more(plan, told):
+    stream = StringIO()
+    say_where_done(plan, taken=5, taught=3, spent=180.4, stream=stream)
+    assert stream.getvalue() == (f"nothing is left to train: the run has {told}\n" if told else "")
 
 
 @pytest.mark.parametrize("last", [0, 2, 3, 4])
