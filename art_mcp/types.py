@@ -336,9 +336,9 @@ class LoraSpec:
 class ModelSpec:
     """What to load: a folder, a hub id, or "tiny" (the policy in this package). `lora` None means full weights.
 
-    `dtype` "auto": bfloat16 for LoRA on a GPU, float32 otherwise (all weights in half precision would lose their steps to
-    rounding; on a GPU the products of float32 weights are in bfloat16). `resume`: `source` is a checkpoint, whose optimizer,
-    RNG and step are restored too. `lenient`: calls outside the template's own form (bare or fenced JSON) are read as well.
+    `dtype` "auto": bfloat16 on a GPU, float32 on a CPU; resumed full weights stay as saved. Full weights in bfloat16 are the
+    rounding of float32 masters, which are trained; on a GPU the products of float32 weights are in bfloat16. `resume`: `source`
+    is a checkpoint, whose optimizer, masters, RNG and step are restored too. `lenient`: bare or fenced JSON is a call as well.
     `load_in_4bit`, `exact_model`: for Unsloth, which replaces the models of hubs by its own builds unless told not to.
     """
 

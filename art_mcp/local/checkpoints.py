@@ -56,11 +56,14 @@ def sync(folder: Path) -> None:
 
 
 def save_checkpoint(folder: Path, *, trainer: TorchTrainer, tokenizer: Any, step: int) -> None:
-    """The model (a standard Hugging Face folder, or a peft adapter), its tokenizer, the optimizer and torch's RNG."""
+    """The model (a standard Hugging Face folder, or a peft adapter) as it is sampled from, its tokenizer, the optimizer, the
+    float32 masters of weights in half precision, and torch's RNG."""
     with written_aside(folder) as aside:
         trainer.model.save_pretrained(aside, safe_serialization=True)
         tokenizer.save_pretrained(aside)
-        state = {"optimizer": trainer.optimizer.state_dict(), "rng": torch.get_rng_state()}
+        state: dict[str, Any] = {"optimizer": trainer.optimizer.state_dict(), "rng": torch.get_rng_state()}
+        if trainer.masters:
+            state["masters"] = [master.detach() for master in trainer.masters.moved]
         torch.save(state, aside / OPTIMIZER_FILE)
         (aside / STATE_FILE).write_text(json.dumps({"step": step}))
 
@@ -74,9 +77,14 @@ def write_weights(folder: Path, *, trainer: TorchTrainer, tokenizer: Any) -> Non
 
 
 def load_checkpoint(folder: Path, trainer: TorchTrainer) -> int:
-    """Restores optimizer and RNG beside weights that were loaded from `folder`; returns the step."""
+    """Restores optimizer, masters and RNG beside weights that were loaded from `folder`; returns the step. Weights that were
+    trained in half precision go on in any; raises RunError where others are to go on in half precision."""
     with boundary(RunError, f"resuming from {folder}", OSError, ValueError, KeyError, RuntimeError, EOFError, UnpicklingError):
-        state = torch.load(folder / OPTIMIZER_FILE, weights_only=True)
+        state = torch.load(folder / OPTIMIZER_FILE, weights_only=True, map_location="cpu")
+        if "masters" in state:
+            trainer.masters.restore(state["masters"])
+        elif trainer.masters:
+            raise RunError(f"{folder} was not trained in half precision, which would cut its weights off: leave dtype out")
         trainer.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
         return int(json.loads((folder / STATE_FILE).read_text())["step"])

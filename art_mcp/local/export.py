@@ -4,7 +4,6 @@ again and compared."""
 from __future__ import annotations
 
 import gc
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from art_mcp.errors import ModelError
 from art_mcp.local.checkpoints import written_aside
-from art_mcp.local.models import adapter_base, hash_weights, load_model, load_tokenizer, model_source
+from art_mcp.local.models import adapter_base, hash_weights, load_model, load_tokenizer, model_source, stored_dtype
 from art_mcp.local.prepare import RECORD, read_record
 from art_mcp.sampling.tokenizer import BackendTokenizer
 from art_mcp.types import ModelSpec
@@ -43,7 +42,9 @@ class Exported:
 def export(source: str, out: Path, *, adapter: bool, dtype: str | None) -> Exported:
     """Writes the model of `source` to `out`: an adapter as it is where `adapter`, otherwise all weights in one folder.
 
-    An adapter is merged in float32, then everything is cast to `dtype` (default: the base's own). Raises ModelError where
+    An adapter is merged in float32, then everything is cast to `dtype` (default: the base's own). All weights are those that
+    were sampled from and measured: of a model trained in bfloat16 these are the bfloat16 ones, and its float32 masters, which
+    nobody has sampled from, stay in the checkpoint to train on with. Raises ModelError where
     `source` is no adapter but `adapter` is asked for, where `out` exists, and where what was written does not compute what it
     should.
     """
@@ -62,7 +63,8 @@ def export(source: str, out: Path, *, adapter: bool, dtype: str | None) -> Expor
         if adapter:
             written, expected, precision = write_adapter(trained.model, aside), wanted, "float32"
         else:
-            precision = dtype or stored_dtype(base)
+            stored = stored_dtype(base)
+            precision = dtype or (stored if stored in DTYPES else "float32")
             written = write_merged(trained.model, aside, dtype=DTYPES[precision])
             expected = logits_of(written, tokens)
         load_tokenizer(str(place)).save_pretrained(aside)
@@ -96,14 +98,6 @@ def cast(model: Any, dtype: torch.dtype) -> None:
     """The weights alone: what is computed from the configuration (rotary frequencies) stays as exact as in a loaded model."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
-
-
-def stored_dtype(base: str) -> str:
-    """The precision of a model's files, as its configuration has it; float32 where that is another one than we know."""
-    path = Path(model_source(base)) / "config.json"
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    name = str(values.get("dtype") or values.get("torch_dtype") or "float32")
-    return name if name in DTYPES else "float32"
 
 
 def logits_of(model: Any, tokens: list[int]) -> Tensor:

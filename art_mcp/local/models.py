@@ -60,11 +60,19 @@ def model_source(source: str) -> str:
 
 
 def dtype_of(spec: ModelSpec, device: torch.device = CPU) -> torch.dtype:
-    """The precision of the model's weights on `device`."""
+    """The precision of the model's weights on `device`; all weights that are resumed go on as they were saved."""
     if spec.dtype != "auto":
         return DTYPES[spec.dtype]
-    adapters = spec.lora is not None or adapter_base(spec.source) is not None
-    return torch.bfloat16 if adapters and device.type == "cuda" else torch.float32
+    if spec.resume and adapter_base(spec.source) is None:
+        return DTYPES.get(stored_dtype(spec.source), torch.float32)
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def stored_dtype(source: str) -> str:
+    """The precision of a model's files, as its configuration has it; float32 where that does not say."""
+    path = Path(model_source(source)) / "config.json"
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return str(values.get("dtype") or values.get("torch_dtype") or "float32")
 
 
 def load_model(spec: ModelSpec, device: torch.device = CPU) -> Loaded:

@@ -52,6 +52,11 @@ class Shape:
         ends = 2 * (self.hidden + query) + 2 * (self.hidden + key) + 3 * (self.hidden + self.inner)
         return self.layers * rank * ends
 
+    def kept_on_gpu(self, rank: int | None) -> int:
+        """Bytes that training keeps on a GPU from step to step: all weights in bfloat16 (2 each), and for each trained one a
+        float32 master or adapter, its gradient and AdamW's two moments (16). `rank`: of adapters, None for all weights."""
+        return 2 * self.parameters + 16 * (self.parameters if rank is None else self.adapters(rank))
+
 
 def context_of(config: Mapping[str, Any]) -> int:
     """The most tokens that the model of a config.json was made for; 32768 where it does not say."""

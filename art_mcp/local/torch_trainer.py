@@ -19,6 +19,7 @@ from art_mcp.core.samples import common_prefix
 from art_mcp.errors import TrainError
 from art_mcp.local import loss
 from art_mcp.local.finite import name_culprits
+from art_mcp.local.master import Masters
 from art_mcp.local.packing import Row, micro_batches, pack, plan_rows
 from art_mcp.sampling.decoder import MASKED, Decoder, LeanDecoder, NoCache, Prefix, compute_prefix, make_decoder, on
 from art_mcp.types import Sample, TrainConfig
@@ -51,7 +52,8 @@ class Scores:
 
 
 class TorchTrainer:
-    """`model` is a transformers causal LM or a peft model around one; its trainable parameters are what moves."""
+    """`model` is a transformers causal LM or a peft model around one; its trainable parameters are what moves, those in half
+    precision through float32 masters."""
 
     def __init__(self, model: Any, decoder: Decoder | None = None) -> None:
         self.model = model
@@ -60,7 +62,9 @@ class TorchTrainer:
         if isinstance(self.decoder, LeanDecoder):
             parameters = sum(parameter.numel() for parameter in model.parameters())
             self.decoder.checkpoints = self.device.type == "cuda" and parameters > RECOMPUTED_MODEL
-        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.masters = Masters([parameter for parameter in model.parameters() if parameter.requires_grad])
+        self._parameters = self.masters.moved
+        self._single = any(parameter.dtype == torch.float32 for parameter in model.parameters())
         self.dtype: torch.dtype = next(model.parameters()).dtype
         self.optimizer = torch.optim.AdamW(self._parameters, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0)
         self._adapters = hasattr(model, "peft_config")
@@ -150,8 +154,9 @@ class TorchTrainer:
 
     @contextmanager
     def _computing(self) -> Generator[None]:
-        """On the model's device; on a GPU the products of single-precision weights, adapters' among them, are in bfloat16."""
-        half = self.device.type == "cuda" and self.dtype.itemsize <= 4
+        """On the model's device; on a GPU the products of single-precision weights, adapters' among them, are in bfloat16.
+        A model that is in bfloat16 throughout needs no such help: it computes as the engine that samples from it."""
+        half = self.device.type == "cuda" and self.dtype.itemsize <= 4 and self._single
         with on(self.device), torch.autocast("cuda", dtype=torch.bfloat16, enabled=half):
             yield
 
@@ -181,8 +186,6 @@ class TorchTrainer:
     def _begin(self, samples: Sequence[Sample]) -> None:
         """Forgets the gradients of a step that failed half-way, and refuses what cannot be trained or scored."""
         self.optimizer.zero_grad(set_to_none=True)
-        if any(parameter.dtype.itemsize < 4 for parameter in self._parameters):
-            raise TrainError("weights in half precision lose most of every step to rounding: load float32, or train LoRA")
         if any(sample.trainable[:1] == (True,) for sample in samples):
             raise TrainError("the first token of a sample follows nothing, so it cannot be trained on: begin with a prompt")
 
@@ -244,6 +247,7 @@ class TorchTrainer:
         finite = math.isfinite(norm)
         if finite:
             self.optimizer.step()
+            self.masters.round()
         self.optimizer.zero_grad(set_to_none=True)
         if not finite:
             raise TrainError(f"the gradient of step {step} is not finite ({norm}): {culprits()}; no weight was changed")

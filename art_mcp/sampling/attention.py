@@ -57,8 +57,10 @@ def rotate(states: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
 
 def sight(mask: Tensor, prefix: int) -> Tensor:
     """A mask (rows, new, own) as `attend` wants it in every layer, over a prefix that all see: (rows, 1, new, prefix + own)
-    for torch's fused kernel, (rows, 1, 1, new, own) where few tokens are new."""
-    if mask.is_cuda or mask.shape[1] >= FUSED_FROM:
+    for torch's fused kernel, (rows, 1, 1, new, own) where few tokens are new.
+
+    Scores in half precision would weigh what is seen wrongly by per cents: those are left to the kernel, too."""
+    if mask.is_cuda or mask.dtype.itemsize < 4 or mask.shape[1] >= FUSED_FROM:
         return F.pad(mask, (prefix, 0))[:, None]
     return mask[:, None, None]
 

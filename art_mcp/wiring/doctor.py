@@ -186,9 +186,9 @@ def find_memory(visit: Visit, patient: Patient, load: Load | None, *, gpu: bool)
     fits = [rank for rank, one in reckoned.items() if one.process <= usable]
     yield ok("batch", told_load(asked), parameters=shape.parameters, exact=shape.exact)
     if gpu:
-        yield warning(
-            "memory needed", "on a GPU it is not reckoned yet; on the CPU it would be:", "try a small batch, and watch it"
-        )
+        kept = " or ".join(f"{size(shape.kept_on_gpu(rank))} for {told_way(rank)}" for rank in ways)
+        text = f"on a GPU only what training keeps is reckoned, {kept}, and no activations; on the CPU it would be:"
+        yield warning("memory needed", text, "try a small batch, and watch it")
     for rank, one in reckoned.items():
         found = judge(shape, one, rank=rank, usable=usable, others=[other for other in fits if other != rank])
         yield replace(found, level="warning") if found.level == "problem" and gpu else found
@@ -201,8 +201,12 @@ def told_load(load: Load) -> str:
     )
 
 
+def told_way(rank: int | None) -> str:
+    return "full training" if rank is None else f"LoRA {rank}"
+
+
 def judge(shape: Shape, one: Estimate, *, rank: int | None, usable: int, others: Sequence[int | None]) -> Finding:
-    about = "full training" if rank is None else f"LoRA {rank}"
+    about = told_way(rank)
     rough = "" if shape.exact else f" (roughly: {shape.architecture} models are reckoned as if they were Llamas)"
     text = (
         f"about {size(one.process)} on the CPU, at most {size(one.worst)}, of {size(usable)} free{rough}: weights "

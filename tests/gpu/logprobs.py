@@ -1,6 +1,12 @@
 """Log probabilities of sampled tokens as somebody else computes them, and how far they are from those of the sampler."""
 
+import anyio
 import torch
+
+from art_mcp.core.samples import common_prefix
+from art_mcp.local.models import load_model
+from art_mcp.local.torch_trainer import TorchTrainer
+from art_mcp.types import ModelSpec, Sample, SamplingParams
 
 
 def differences(ours, theirs):
@@ -46,4 +52,39 @@ def computed_by(model, samples, *, rows=16):
             places = torch.tensor(sample.trainable).nonzero()[:, 0].to(device)
             log_probs = torch.log_softmax(states[row, places - 1].float(), dim=-1)
             found += log_probs.gather(1, tokens[row, places][:, None])[:, 0].tolist()
+    return found
+
+
+async def drawn(model, prompts, *, stop, max_tokens=128, concurrency=64):
+    """What a registered model samples after each prompt; all of it under its current policy."""
+    samples, limiter, sampler = [None] * len(prompts), anyio.CapacityLimiter(concurrency), model.sampler()
+    step = sampler.policy.step
+
+    async def ask(place):
+        async with limiter:
+            params = SamplingParams(max_tokens=max_tokens, seed=place)
+            span = (await sampler.sample(prompts[place], params=params, stop=stop)).span
+        assert span.policy_version == step
+        before, after = len(prompts[place]), len(span.token_ids)
+        on = (False,) * before + (True,) * after
+        samples[place] = Sample((*prompts[place], *span.token_ids), on, (0.0,) * before + span.logprobs, 1.0)
+
+    async with anyio.create_task_group() as tasks:
+        for place in range(len(prompts)):
+            tasks.start_soon(ask, place)
+    return samples
+
+
+def open_trainer(folder, device):
+    """The trainer that LocalBackend would open for all weights of a folder on such a device."""
+    source = str(folder)
+    return TorchTrainer(load_model(ModelSpec(source=source, dtype="bfloat16"), torch.device(device)).model)
+
+
+@torch.no_grad()
+def scored_by(trainer, samples, *, rows=16):
+    """Log probabilities of the sampled tokens by the trainer's own forward pass, with the opening that its steps share."""
+    shared, found = common_prefix(samples), []
+    for start in range(0, len(samples), rows):
+        found += trainer.score(samples[start : start + rows], prefix=shared, temperature=1.0).log_probs.tolist()
     return found

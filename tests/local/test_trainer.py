@@ -401,13 +401,6 @@ def test_only_adapters_move():
     assert not any(torch.equal(after[name], value) for name, value in adapters.items())
 
 
-def test_weights_in_half_precision_are_refused_for_they_would_hardly_move():
-    trainer = TorchTrainer(make_model().to(torch.bfloat16))
-    for train in (trainer.step, trainer.imitate):
-        with pytest.raises(TrainError, match="load float32, or train LoRA"):
-            train([make_sample(1)], PLAIN, step=0)
-
-
 def test_adapters_on_half_precision_are_trained_in_single_precision():
     model = with_adapters(make_model().to(torch.bfloat16), stir=False)
     trainer = TorchTrainer(model)

@@ -52,7 +52,7 @@ async def rollouts(worker, *, rewards):
 
 
 def state_of(worker):
-    weights = [parameter.detach().clone() for parameter in worker.trainer.model.parameters()]
+    weights = [weight.detach().clone() for weight in (*worker.trainer.model.parameters(), *worker.trainer.masters.moved)]
     return weights + [value.clone() for entry in worker.trainer.optimizer.state.values() for value in entry.values()]
 
 
@@ -98,9 +98,9 @@ async def test_a_step_that_fails_does_not_count_and_sampling_goes_on(toy):
     await worker.close()
 
 
-@pytest.mark.parametrize("lora", [None, LoraSpec(rank=4)])
-async def test_a_saved_worker_takes_the_same_next_step_when_resumed(tmp_path, toy, lora):
-    worker = open_worker(toy, lora=lora)
+@pytest.mark.parametrize(("lora", "dtype"), [(None, "auto"), (None, "bfloat16"), (LoraSpec(rank=4), "auto")])
+async def test_a_saved_worker_takes_the_same_next_step_when_resumed(tmp_path, toy, lora, dtype):
+    worker = open_worker(toy, lora=lora, dtype=dtype)
     for rewards in ([1.0, -1.0], [0.0, 0.0], [-1.0, 0.5]):
         await worker.train(await rollouts(worker, rewards=rewards), CONFIG)
     await worker.save(tmp_path / "3")

@@ -163,6 +163,20 @@ def test_the_fused_attention_is_the_same_attention(length, new):
     assert torch.equal(chosen, fused if new == FUSED_FROM else plain)
 
 
+@pytest.mark.parametrize("length", [0, 5])
+def test_attention_in_half_precision_is_off_by_no_more_than_its_result_is_rounded(length):
+    """Scores of 100, which bfloat16 knows to 0.25 only, would weigh what is seen wrongly by a quarter."""
+    torch.manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape).to(torch.bfloat16)  # noqa: E731
+    query, keys, values = 20 * draw(3, 8, 6, 8), draw(3, 2, 9, 8), draw(3, 2, 9, 8)
+    shared = (draw(1, 2, length, 8), draw(1, 2, length, 8)) if length else None
+    mask = torch.zeros(3, 6, 9).masked_fill_(torch.rand(3, 6, 9) < 0.3, MASKED).to(torch.bfloat16)
+    half = attend(query, keys, values, shared=shared, mask=sight(mask, length))
+    exact = [None if shared is None else tuple(part.double() for part in shared), sight(mask.double(), length)]
+    wanted = attend(query.double(), keys.double(), values.double(), shared=exact[0], mask=exact[1])
+    assert float((half.double() - wanted).abs().max()) < 2**-7 * float(values.abs().max())
+
+
 class Watched(TorchFunctionMode):
     """Sees which kernels torch may take for each attention."""
 
