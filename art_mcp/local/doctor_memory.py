@@ -2,7 +2,8 @@
 
 What is reckoned is the peak of the process above what the libraries take by themselves, over loading, sampling a batch of
 conversations with the transformers engine, and a training step on them. Every term is a tensor that `torch_trainer`, `packing`,
-`decoder`, `attention`, `batch` or `transformers_engine` holds at that time; where one of them changes, so must its term here.
+`decoder`, `attention`, `batch`, `slots` or `transformers_engine` holds at that time; where one of them changes, so must its
+term here.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from art_mcp.errors import ModelError
 from art_mcp.local.packing import micro_batches, plan_rows
 from art_mcp.local.shape import ADAPTED, FLOAT, Shape
 from art_mcp.local.torch_trainer import LOGIT_CELLS
-from art_mcp.sampling.batch import PREFILL_CELLS, ROOM
+from art_mcp.sampling.attention import FUSED_FROM
+from art_mcp.sampling.batch import PREFILL_CELLS
+from art_mcp.sampling.slots import ROOM, SHARE
 from art_mcp.sampling.transformers_engine import HISTORY_BYTES
 from art_mcp.types import Sample, TrainConfig
 
@@ -164,27 +167,29 @@ def planned(load: Load) -> list[MicroBatch]:
 
 def block_bytes(shape: Shape, batch: MicroBatch, *, lora: int | None) -> int:
     """What autograd keeps of one block: for the norms their inputs and results, and before their weights if those are trained;
-    queries (in two orders, if there is a prefix), keys, values and the mixture; the attention's weights, those of the prefix
-    twice; of the MLP the gate, its activation, the other branch and their product; the inner side of adapters."""
+    queries, the mixture and its scale, keys and values with the prefix's before those of every row; of the MLP the gate, its
+    activation, the other branch and their product; the inner side of adapters."""
     query, key = shape.heads * shape.width, shape.kv_heads * shape.width
     norms = (6 if lora is None else 4) * shape.hidden
-    attention = (3 if batch.prefix else 2) * query + 2 * key
     inner = 0 if lora is None else ADAPTED * lora
-    scores = shape.heads * (batch.nodes + 2 * batch.prefix)
-    return batch.tokens * (norms + attention + scores + 4 * shape.inner + inner) * FLOAT
+    own = batch.tokens * (norms + 2 * query + shape.heads + 4 * shape.inner + inner)
+    return (own + 2 * batch.rows * (batch.prefix + batch.nodes) * key) * FLOAT
 
 
-def scores_bytes(shape: Shape, batch: MicroBatch) -> int:
-    """One block's attention scores over the prefix and the row."""
-    return batch.tokens * shape.heads * (batch.nodes + batch.prefix) * FLOAT
+def attention_bytes(shape: Shape, batch: MicroBatch) -> int:
+    """What one block's attention holds beside that, on the way back: the gradients of its queries, keys, values and mixture."""
+    query, key = shape.heads * shape.width, shape.kv_heads * shape.width
+    return (2 * batch.tokens * query + 2 * batch.rows * (batch.prefix + batch.nodes) * key) * FLOAT
 
 
 def activations(shape: Shape, batch: MicroBatch, *, lora: int | None) -> int:
-    """What autograd keeps of a micro-batch until its backward pass, and the mask (as numbers and as truth values)."""
+    """What autograd keeps of a micro-batch until its backward pass, and the mask: as truth values, as numbers, and as numbers
+    with the prefix."""
     last = ((2 if lora is None else 1) * batch.tokens + batch.trained) * shape.hidden
     rotation = 2 * batch.tokens * shape.width
+    sight = batch.tokens * (batch.prefix + batch.nodes)
     mask = batch.rows * batch.nodes**2 * (FLOAT + 1)
-    return shape.layers * block_bytes(shape, batch, lora=lora) + (last + rotation) * FLOAT + mask
+    return shape.layers * block_bytes(shape, batch, lora=lora) + (last + rotation + sight) * FLOAT + mask
 
 
 def kept_logits(shape: Shape, trained: int) -> int:
@@ -199,8 +204,8 @@ def logits_bytes(shape: Shape, trained: int) -> int:
 
 
 def step_bytes(shape: Shape, batches: list[MicroBatch], *, gradients: int, lora: int | None) -> int:
-    """The most that a step's passes take at once. A micro-batch is highest when its logits are made, or in the last block's
-    attention: its scores as they are, with the prefix's, and as weights. From the second one on all gradients are there, and a
+    """The most that a step's passes take at once. A micro-batch is highest when its logits are made, or on the way back
+    through the last block's attention. From the second one on all gradients are there, and a
     gradient is made before it is added: the embedding's is the largest. The opening's graph stays to the end."""
     head = shape.matrix * FLOAT if lora is None else 0
     opening = MicroBatch(1, batches[0].prefix, 0, 0)
@@ -209,25 +214,29 @@ def step_bytes(shape: Shape, batches: list[MicroBatch], *, gradients: int, lora:
     for place, batch in enumerate(batches):
         there = activations(shape, batch, lora=lora)
         in_logits = kept_logits(shape, batch.trained) + logits_bytes(shape, batch.trained)
-        in_attention = 2 * scores_bytes(shape, batch) - 4 * batch.tokens * shape.inner * FLOAT
+        in_attention = attention_bytes(shape, batch) - 4 * batch.tokens * shape.inner * FLOAT
         before = gradients if place else 0
         most = max(most, graph + before + there + max(in_logits + head, in_attention))
-        first_block = block_bytes(shape, batch, lora=lora) + 2 * scores_bytes(shape, batch)
+        first_block = block_bytes(shape, batch, lora=lora) + attention_bytes(shape, batch)
         most = max(most, graph + gradients + head + first_block)
     return most
 
 
 def sampling_bytes(shape: Shape, load: Load) -> int:
-    """What the last turn takes beside the weights and what is kept: the rows' keys and values, which are copied when they grow
-    or part, and five tables of probabilities; before that, one block of the new tokens."""
-    columns, rows = load.own(load.turns) + ROOM, min(BATCH, load.conversations)
-    buffer = rows * columns * shape.token_bytes
+    """What the last turn takes beside the weights and what is kept: the rows' keys and values, which are copied when they grow,
+    and five tables of probabilities; before that, one block of the new tokens."""
+    length, rows = load.own(load.turns), min(BATCH, load.conversations)
+    buffer = rows * (length + max(ROOM, length // SHARE)) * shape.token_bytes
     tables = 5 * rows * shape.vocabulary * FLOAT
     new = load.question if load.turns == 1 else load.added + 1
-    past = columns - load.sampled - ROOM
+    past = length - load.sampled
     part = min(rows, max(1, PREFILL_CELLS // (new * past)))
-    scores = 3 * shape.heads * (past + load.shared) + past
-    block = part * new * (scores + 3 * shape.inner + 4 * shape.hidden) * FLOAT
+    seen = past + load.shared
+    if new < FUSED_FROM:
+        attention = part * new * (3 * shape.heads * seen + past)
+    else:
+        attention = part * (new * (seen + past + 2 * shape.heads * shape.width) + 2 * seen * shape.kv_heads * shape.width)
+    block = (attention + part * new * (3 * shape.inner + 4 * shape.hidden)) * FLOAT
     return max(2 * buffer + tables, buffer + block)
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, count
 from random import Random
 
 import torch
 from torch import Tensor
 
 from art_mcp.sampling.decoder import MASKED, Decoder, Prefix
+from art_mcp.sampling.slots import BufferCache, Slots
 
-ROOM = 32
-"""Columns by which a buffer of keys and values grows."""
 PREFILL_CELLS = 2**23
 """Cells (rows · new tokens · columns) of one attention head computed at once when a batch starts."""
+SHORT = 64
+"""New tokens up to which padding a prompt costs less than computing it apart."""
 
 
 @dataclass(slots=True)
@@ -85,80 +87,91 @@ class Histories:
         return None
 
 
-class BufferCache:
-    """Writes new keys and values into a buffer (layers, 2, rows, heads, columns, width) from `column` on."""
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What a batch starts with: a prompt, and the kept states (layers, 2, heads, known, width) of its first tokens."""
 
-    def __init__(self, buffer: Tensor, column: int) -> None:
-        self._buffer, self._column = buffer, column
+    prompt: tuple[int, ...]
+    states: Tensor | None
 
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        end = self._column + keys.shape[2]
-        self._buffer[layer, 0, :, :, self._column : end] = keys
-        self._buffer[layer, 1, :, :, self._column : end] = values
-        return self._buffer[layer, 0, :, :, :end], self._buffer[layer, 1, :, :, :end]
+    @property
+    def known(self) -> int:
+        return 0 if self.states is None else self.states.shape[3]
+
+    @property
+    def fresh(self) -> int:
+        """Tokens to compute."""
+        return len(self.prompt) - self.known
+
+
+def alike(openings: Iterable[Opening]) -> Iterator[list[Opening]]:
+    """Openings that are computed together, padded to the longest of them: those with like many new tokens."""
+    part: list[Opening] = []
+    for opening in sorted(openings, key=lambda opening: -opening.fresh):
+        longest = (part or [opening])[0].fresh
+        columns = longest + max(one.known for one in [*part, opening])
+        few = opening.fresh < longest // 2 and longest > SHORT
+        if part and (few or (len(part) + 1) * longest * columns > PREFILL_CELLS):
+            yield part
+            part = []
+        part.append(opening)
+    if part:
+        yield part
 
 
 class Batch:
     """Rows that share a prefix.
 
     Rows with the same tokens so far share a state (keys, values, mask, position, logits) and are computed once: rollouts of
-    one scenario go together until a draw parts them. Column c of the buffer holds any token of a state: `mask` says which
-    ones are the state's own.
+    one scenario go together until a draw parts them. A state that serves no row any more is computed on until another takes
+    its place.
     """
 
     def __init__(self, decoder: Decoder, prefix: Prefix, dtype: torch.dtype) -> None:
-        self._decoder, self._prefix, self._dtype = decoder, prefix, dtype
+        self._decoder, self._prefix = decoder, prefix
         self.rows: list[Row] = []
         self._state_of: list[int] = []
-        layers, heads, width = decoder.kv_shape
-        self._buffer = torch.zeros(layers, 2, 0, heads, 0, width, dtype=dtype)
-        self._mask = torch.zeros(0, 0, dtype=dtype)
-        self._column = 0
+        self._slots = Slots(decoder.kv_shape, dtype)
         self._positions = torch.zeros(0, dtype=torch.long)
         self._logits = torch.zeros(0, 0)
 
     def prefill(self, rows: list[Row], histories: Histories | None) -> None:
         """Starts an empty batch: every distinct prompt is computed once, from its longest kept history on."""
-        index = {prompt: number for number, prompt in enumerate(dict.fromkeys(row.prompt for row in rows))}
-        prompts = list(index)
-        kept = [histories.longest(prompt) if histories else None for prompt in prompts]
-        known = [0 if states is None else states.shape[3] for states in kept]
-        past = max(known)
-        new = max(len(prompt) - n for prompt, n in zip(prompts, known, strict=True))
-        layers, heads, width = self._decoder.kv_shape
-        self._buffer = torch.zeros(layers, 2, len(prompts), heads, past + new + ROOM, width, dtype=self._dtype)
-        visible = torch.zeros(len(prompts), past + new, dtype=torch.bool)
-        token_ids = torch.zeros(len(prompts), new, dtype=torch.long)
-        positions = torch.zeros(len(prompts), new, dtype=torch.long)
-        for number, (prompt, states, n) in enumerate(zip(prompts, kept, known, strict=True)):
-            fresh = len(prompt) - n
-            if states is not None:
-                self._buffer[:, :, number, :, past - n : past] = states
-            visible[number, past - n : past] = True
-            visible[number, past + new - fresh :] = True
-            token_ids[number, new - fresh :] = torch.tensor(prompt[n:])
-            positions[number, new - fresh :] = torch.arange(n, len(prompt)) + self._prefix.length
-        mask = torch.zeros(visible.shape, dtype=self._dtype).masked_fill_(~visible, MASKED)
-        self._column = past + new
-        self._logits = self._last_logits(token_ids, positions, mask)
-        self._mask = torch.nn.functional.pad(mask, (0, ROOM))
-        self._positions = positions[:, -1] + 1
+        openings = [
+            Opening(prompt, histories.longest(prompt) if histories else None) for prompt in {row.prompt for row in rows}
+        ]
+        parts = list(alike(openings))
+        width = max(part[0].fresh + max(one.known for one in part) for part in parts)
+        self._slots.reserve(len(openings), column=width)
+        index: dict[tuple[int, ...], int] = {}
+        logits: list[Tensor] = []
+        for part in parts:
+            logits.append(self._last_logits(part, len(index)))
+            index |= {opening.prompt: len(index) + number for number, opening in enumerate(part)}
+        self._logits = torch.cat(logits)
+        self._positions = torch.tensor([len(prompt) + self._prefix.length for prompt in index])
         self.rows, self._state_of = list(rows), [index[row.prompt] for row in rows]
 
-    def _last_logits(self, token_ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """Computes right-aligned prompts, a few rows at a time where they are long; their keys go into the buffer."""
-        new = token_ids.shape[1]
-        past = self._column - new
-        future = torch.ones(new, new, dtype=torch.bool).triu_(1)
-        logits: list[Tensor] = []
-        for some in torch.arange(len(token_ids)).split(max(1, PREFILL_CELLS // (new * self._column))):
-            part = slice(int(some[0]), int(some[-1]) + 1)
-            seen = mask[part, None].repeat(1, new, 1)
-            seen[:, :, past:].masked_fill_(future, MASKED)
-            cache = BufferCache(self._buffer[:, :, part], past)
-            hidden = self._decoder.hidden(token_ids[part], positions[part], prefix=self._prefix, cache=cache, mask=seen)
-            logits.append(self._decoder.logits(hidden[:, -1]))
-        return torch.cat(logits)
+    def _last_logits(self, part: Sequence[Opening], first: int) -> Tensor:
+        """Computes right-aligned prompts as the states from `first` on."""
+        slots, last = self._slots, first + len(part)
+        new, past = part[0].fresh, max(opening.known for opening in part)
+        begin = slots.column - new
+        token_ids, positions = torch.zeros(2, len(part), new, dtype=torch.long)
+        for number, opening in enumerate(part):
+            known, fresh, place = opening.known, opening.fresh, first + number
+            if opening.states is not None:
+                slots.states[:, :, place, :, begin - known : begin] = opening.states
+            slots.mask[place, begin - known : begin] = 0
+            slots.mask[place, slots.column - fresh : slots.column] = 0
+            token_ids[number, new - fresh :] = torch.tensor(opening.prompt[known:])
+            positions[number, new - fresh :] = torch.arange(known, len(opening.prompt)) + self._prefix.length
+        own = slice(begin - past, slots.column)
+        seen = slots.mask[first:last, None, own].repeat(1, new, 1)
+        seen[:, :, past:].masked_fill_(torch.ones(new, new, dtype=torch.bool).triu_(1), MASKED)
+        cache = BufferCache(slots.states[:, :, first:last, :, own], past)
+        hidden = self._decoder.hidden(token_ids, positions, prefix=self._prefix, cache=cache, mask=seen)
+        return self._decoder.logits(hidden[:, -1])
 
     def step(self, histories: Histories | None) -> list[Row]:
         """Samples one token for every row, then computes what follows it. Removes the rows that have finished and returns
@@ -182,40 +195,71 @@ class Batch:
         for row, state in zip(self.rows, self._state_of, strict=True):
             tokens = row.prompt + tuple(row.sampled[:-1])
             if row.finished and not row.cancelled and tokens not in histories:
-                columns = (self._mask[state, : self._column] == 0).nonzero()[:, 0]
-                histories.keep(tokens, self._buffer[:, :, state][:, :, :, columns])
+                histories.keep(tokens, self._slots.own(state))
 
     def _branch(self) -> Tensor:
-        """A state for every distinct (state, token just sampled) of the rows; returns the tokens, one a state.
-
-        States are moved only where one parts in two, or where a quarter of them serves no row any more."""
+        """A state for every distinct (state, token just sampled) of the rows; returns the tokens, one a state. The first of
+        a state's children is the state itself; the others begin as copies of it."""
         children: dict[tuple[int, int], int] = {}
-        places = [
-            children.setdefault((state, row.sampled[-1]), len(children))
-            for row, state in zip(self.rows, self._state_of, strict=True)
-        ]
-        tokens = torch.tensor([token for _, token in children])
-        parents = torch.tensor([state for state, _ in children])
-        states = len(self._positions)
-        if len(set(self._state_of)) == len(children) and len(children) * 4 > states * 3:
-            # a state that serves no row stays at position 0: learned positions end where the context does
-            self._positions = torch.zeros_like(self._positions).index_copy_(0, parents, self._positions[parents])
-            return torch.zeros(states, dtype=torch.long).index_copy_(0, parents, tokens)
-        self._state_of = places
-        self._buffer, self._mask, self._positions = self._buffer[:, :, parents], self._mask[parents], self._positions[parents]
-        return tokens
+        parted: list[tuple[int, int]] = []
+        places = self._idle()
+        heirs: set[int] = set()
+        for row, state in zip(self.rows, self._state_of, strict=True):
+            child = (state, row.sampled[-1])
+            if child not in children:
+                children[child] = next(places) if state in heirs else state
+                if state in heirs:
+                    parted.append((state, children[child]))
+                heirs.add(state)
+        self._state_of = [children[state, row.sampled[-1]] for row, state in zip(self.rows, self._state_of, strict=True)]
+        self._copy(parted)
+        tokens = torch.zeros(self._slots.count, dtype=torch.long)
+        tokens[torch.tensor(list(children.values()))] = torch.tensor([token for _, token in children])
+        return self._close_up(tokens)
+
+    def _idle(self) -> Iterator[int]:
+        """The places that serve no row, then those behind the last."""
+        used = set(self._state_of)
+        return chain((place for place in range(self._slots.count) if place not in used), count(self._slots.count))
+
+    def _copy(self, moves: Sequence[tuple[int, int]]) -> None:
+        """States from the first places of `moves` to the second ones."""
+        if moves:
+            sources, places = [source for source, _ in moves], [place for _, place in moves]
+            self._slots.reserve(max(places) + 1)
+            self._slots.copy(sources, places)
+            self._positions = fitting(self._positions, self._slots.count)
+            self._positions[torch.tensor(places)] = self._positions[torch.tensor(sources)]
+
+    def _close_up(self, tokens: Tensor) -> Tensor:
+        """`tokens` of the states; where more than a quarter of these serves no row, the others close up."""
+        used = sorted(set(self._state_of))
+        idle = sorted(set(range(self._slots.count)) - set(used))
+        self._slots.free(idle)
+        # learned positions end where the context does
+        self._positions[idle] = 0
+        if len(used) * 4 > self._slots.count * 3:
+            return tokens
+        moves = [(place, gap) for place, gap in zip(reversed(used), idle, strict=False) if gap < len(used)]
+        self._copy(moves)
+        moved = dict(moves)
+        for place, gap in moves:
+            tokens[gap] = tokens[place]
+        self._state_of = [moved.get(state, state) for state in self._state_of]
+        self._slots.count = len(used)
+        self._positions = self._positions[: len(used)]
+        return tokens[: len(used)]
 
     def _advance(self, tokens: Tensor) -> None:
         """Computes what follows `tokens` (states,)."""
-        if self._column == self._mask.shape[1]:
-            self._buffer = torch.nn.functional.pad(self._buffer, (0, 0, 0, ROOM))
-            self._mask = torch.nn.functional.pad(self._mask, (0, ROOM))
-        end = self._column + 1
-        cache = BufferCache(self._buffer, self._column)
-        seen = self._mask[:, None, :end]
-        hidden = self._decoder.hidden(tokens[:, None], self._positions[:, None], prefix=self._prefix, cache=cache, mask=seen)
+        slots = self._slots
+        slots.reserve(slots.count)
+        hidden = self._decoder.hidden(
+            tokens[:, None], self._positions[:, None], prefix=self._prefix, cache=slots.cache(), mask=slots.seen()
+        )
         self._logits = self._decoder.logits(hidden[:, 0])
-        self._column, self._positions = end, self._positions + 1
+        slots.column += 1
+        self._positions = self._positions + 1
 
     def _draw(self) -> tuple[Tensor, Tensor]:
         """Log probabilities (rows, vocabulary) and the drawn tokens (rows,), by inverting the cumulative distribution."""
@@ -233,21 +277,18 @@ class Batch:
         return log_probs, drawn
 
     def merge(self, other: Batch) -> None:
-        """Takes in the rows of `other`; both keep their last column, and columns that no row needs any more are cut."""
-        column = max(self._column, other._column)
-        parts = [batch._aligned(column) for batch in (self, other)]
-        buffer, mask = torch.cat([part[0] for part in parts], dim=2), torch.cat([part[1] for part in parts])
-        unused = int((mask[:, :column] == 0).any(dim=0).int().argmax())
-        self._buffer, self._mask, self._column = buffer[:, :, :, :, unused:], mask[:, unused:], column - unused
-        self._positions = torch.cat((self._positions, other._positions))
-        self._logits = torch.cat((self._logits, other._logits))
-        states = len(parts[0][1])
+        """Takes in the rows of `other`."""
+        idle = self._idle()
+        places = [next(idle) for _ in range(other._slots.count)]
+        self._slots.take(other._slots, places)
+        self._positions = fitting(self._positions, self._slots.count)
+        self._logits = fitting(self._logits, self._slots.count) if self._logits.numel() else other._logits
+        there = torch.tensor(places)
+        self._positions[there], self._logits[there] = other._positions, other._logits
         self.rows = self.rows + other.rows
-        self._state_of = self._state_of + [states + state for state in other._state_of]
+        self._state_of = self._state_of + [places[state] for state in other._state_of]
 
-    def _aligned(self, column: int) -> tuple[Tensor, Tensor]:
-        """The buffer and the mask, moved right so that the next free column is `column`."""
-        shift = column - self._column
-        pad = torch.nn.functional.pad
-        mask = pad(pad(self._mask[:, : self._column], (shift, 0), value=MASKED), (0, ROOM))
-        return pad(self._buffer[:, :, :, :, : self._column], (0, 0, shift, ROOM)), mask
+
+def fitting(values: Tensor, size: int) -> Tensor:
+    """`values` (n, …) with zeros behind them, `size` in all."""
+    return torch.cat((values, values.new_zeros(size - len(values), *values.shape[1:]))) if size > len(values) else values

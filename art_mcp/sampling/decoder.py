@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from art_mcp.errors import ModelError, boundary
-from art_mcp.sampling.attention import attend, rotary_table, rotate, without_cudnn
+from art_mcp.sampling.attention import attend, rotary_table, rotate, sight, without_cudnn
 
 MASKED = -1e30
 """Added to a score that may not be seen; finite, so that a padded row stays free of NaN."""
@@ -190,7 +190,7 @@ class LeanDecoder:
     def hidden(self, token_ids: Tensor, positions: Tensor, *, prefix: Prefix, cache: Cache, mask: Tensor) -> Tensor:
         states = self._model.model.embed_tokens(token_ids)
         rotation = self._rotation(positions, states.dtype)
-        scores_mask = mask[:, None, None]
+        scores_mask = sight(mask, prefix.length)
         again = self.checkpoints and torch.is_grad_enabled() and isinstance(cache, NoCache)  # others keep what they are given
         for index in range(len(self._layers)):
             compute = partial(self._layer, index, prefix=prefix, cache=cache, mask=scores_mask)

@@ -6,8 +6,9 @@ import torch
 from toys import draw_tokens, log_probs_of, shared_decoder, shared_model
 
 from art_mcp.sampling import batch as batches
-from art_mcp.sampling.batch import ROOM, Batch, Histories, Row, draw_uniforms
+from art_mcp.sampling.batch import Batch, Histories, Row, draw_uniforms
 from art_mcp.sampling.decoder import compute_prefix
+from art_mcp.sampling.slots import ROOM
 
 OPENING = draw_tokens(9, seed="opening")
 STOP = frozenset(range(12))
@@ -67,7 +68,7 @@ def test_a_batch_that_never_ends_does_not_grow():
         advance(batch)
         with torch.inference_mode():
             batch.merge(start([make_row(number, max_tokens=8)]))
-        widest = max(widest, batch._buffer.shape[4])
+        widest = max(widest, batch._slots.mask.shape[1])
         assert len(batch.rows) <= 9
     assert widest <= 40 + 8 + 1 + ROOM
 

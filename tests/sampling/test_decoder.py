@@ -10,7 +10,7 @@ from toys import FALLBACK, LEAN, REFUSED, draw_tokens, make_model
 
 from art_mcp.errors import ModelError
 from art_mcp.local.models import add_lora
-from art_mcp.sampling.attention import attend, attend_fused, without_cudnn
+from art_mcp.sampling.attention import FUSED_FROM, attend, attend_fused, sight, without_cudnn
 from art_mcp.sampling.decoder import (
     MASKED,
     NO_PREFIX,
@@ -148,16 +148,19 @@ def test_adapters_count(kind):
 
 
 @pytest.mark.parametrize("length", [0, 5])
-def test_the_fused_attention_of_a_gpu_is_the_same_attention(length):
+@pytest.mark.parametrize("new", [6, FUSED_FROM])
+def test_the_fused_attention_is_the_same_attention(length, new):
     torch.manual_seed(0)
-    rows, heads, groups, new, width, past = 3, 2, 4, 6, 8, 9
+    rows, heads, groups, width, past = 3, 2, 4, 8, 9
     query = torch.randn(rows, heads * groups, new, width, dtype=torch.float64)
     keys, values = torch.randn(2, rows, heads, past, width, dtype=torch.float64)
     shared = tuple(torch.randn(2, 1, heads, length, width, dtype=torch.float64)) if length else None
-    mask = torch.zeros(rows, 1, 1, new, past, dtype=torch.float64).masked_fill_(torch.rand(rows, 1, 1, new, past) < 0.3, MASKED)
-    plain = attend(query, keys, values, shared=shared, mask=mask)
-    fused = attend_fused(query, keys, values, shared=shared, mask=mask)
+    mask = torch.zeros(rows, new, past, dtype=torch.float64).masked_fill_(torch.rand(rows, new, past) < 0.3, MASKED)
+    plain = attend(query, keys, values, shared=shared, mask=mask[:, None, None])
+    fused = attend_fused(query, keys, values, shared=shared, mask=F.pad(mask, (length, 0))[:, None])
     assert float((plain - fused).abs().max()) < 1e-12
+    chosen = attend(query, keys, values, shared=shared, mask=sight(mask, length))
+    assert torch.equal(chosen, fused if new == FUSED_FROM else plain)
 
 
 @pytest.mark.parametrize("length", [0, 5])
@@ -167,9 +170,9 @@ def test_attention_in_half_precision_is_off_by_no_more_than_its_result_is_rounde
     draw = lambda *shape: torch.randn(*shape).to(torch.bfloat16)  # noqa: E731
     query, keys, values = 20 * draw(3, 8, 6, 8), draw(3, 2, 9, 8), draw(3, 2, 9, 8)
     shared = (draw(1, 2, length, 8), draw(1, 2, length, 8)) if length else None
-    mask = torch.zeros(3, 1, 1, 6, 9).masked_fill_(torch.rand(3, 1, 1, 6, 9) < 0.3, MASKED).to(torch.bfloat16)
-    half = attend(query, keys, values, shared=shared, mask=mask)
-    exact = [None if shared is None else tuple(part.double() for part in shared), mask.double()]
+    mask = torch.zeros(3, 6, 9).masked_fill_(torch.rand(3, 6, 9) < 0.3, MASKED).to(torch.bfloat16)
+    half = attend(query, keys, values, shared=shared, mask=sight(mask, length))
+    exact = [None if shared is None else tuple(part.double() for part in shared), sight(mask.double(), length)]
     wanted = attend(query.double(), keys.double(), values.double(), shared=exact[0], mask=exact[1])
     assert float((half.double() - wanted).abs().max()) < 2**-7 * float(values.abs().max())
 
@@ -193,7 +196,7 @@ def test_attention_under_a_mask_is_never_cudnns_whose_gradient_may_be_nan():
     query, keys, values = torch.randn(3, 1, 2, 6, 8)
     mask = causal_mask(torch.tensor([6]), 6, torch.float32)
     with Watched() as watched:
-        attend_fused(query, keys, values, shared=None, mask=mask[:, None, None])
+        attend_fused(query, keys, values, shared=None, mask=mask[:, None])
         decoder.hidden(torch.arange(6)[None], torch.arange(6)[None], prefix=NO_PREFIX, cache=NoCache(), mask=mask)
     assert len(watched.met) > 1
     assert set(watched.met) == {(False, True)}
