@@ -25,6 +25,9 @@ BATCH = 128
 """Conversations that the engine samples at once, `LocalBackend`'s `max_batch`."""
 LIBRARIES = 380 << 20
 """What Python, torch and transformers take once they have been used (measured, torch 2.13 for the CPU on Linux)."""
+SCATTERED = {"sampling": 1.6, "weights": 0.4, "adapters": 1.1}
+"""The process's share of what is in use while it samples; and freed blocks that nothing fits in while it trains all weights or
+adapters, as a share of the activations (measured, glibc 2.36)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,8 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Bytes: what each part takes while it is there, and the peak of each phase, in which some of them meet."""
+    """Bytes: what each part takes while it is there, and the peak of each phase, in which some of them meet; `scattered`: freed
+    blocks of a training step that nothing fits in."""
 
     weights: int
     gradients: int
@@ -69,6 +73,7 @@ class Estimate:
     loading: int
     sampling: int
     training: int
+    scattered: int
 
     @property
     def tensors(self) -> int:
@@ -79,9 +84,9 @@ class Estimate:
     def peak(self) -> int:
         """The peak of the process above its libraries. Freed blocks under 32 MiB stay with glibc's allocator, and many of them
         cannot be used again, since its posix_memalign wants more than a hole of the very size. How many depends on the order
-        of sizes in a run, and cannot be derived: two thirds of the activations are counted, a mean of eight measured batches
-        of two models (0.3 to 0.95; 1.6 where activations are far less than gradients). Each came out within 15 %."""
-        return self.tensors + self.activations * 2 // 3
+        of sizes in a run, and cannot be derived: `SCATTERED` is fitted to eight measured runs of two models, each of which
+        came out within 15 %."""
+        return max(self.loading, self.training + self.scattered, round(SCATTERED["sampling"] * self.sampling))
 
     @property
     def process(self) -> int:
@@ -91,7 +96,7 @@ class Estimate:
     @property
     def worst(self) -> int:
         """The same, where no block of a micro-batch or of gradients that was freed is used again."""
-        return LIBRARIES + self.tensors + self.activations + self.gradients
+        return max(self.process, LIBRARIES + self.tensors + self.activations + self.gradients)
 
     def to_json(self) -> dict[str, int]:
         return asdict(self) | {"tensors": self.tensors, "peak": self.peak, "process": self.process, "worst": self.worst}
@@ -123,6 +128,7 @@ def estimate(shape: Shape, load: Load, *, lora: int | None = None, file_bytes: i
         loading=file_bytes + weights,
         sampling=kept + sampling_bytes(shape, load),
         training=max(update, kept + step_bytes(shape, batches, gradients=gradients, lora=lora)),
+        scattered=round(SCATTERED["weights" if lora is None else "adapters"] * activations(shape, widest, lora=lora)),
     )
 
 
