@@ -15,7 +15,7 @@ from art_mcp.environment import Environment
 from art_mcp.errors import RolloutError
 from art_mcp.model import Model
 from art_mcp.ports import Progress, Toolbox, Tracer
-from art_mcp.types import Malformed, Scenario, ScoredTrajectory, Usage
+from art_mcp.types import FailedRollout, Malformed, Scenario, ScoredTrajectory, Usage
 
 Z95 = 1.959964
 
@@ -64,30 +64,37 @@ async def evaluate(
     concurrency: int = 128,
     progress: Progress | None = None,
     tracer: Tracer | None = None,
+    hopeless_after: int | None = None,
 ) -> Evaluation:
     """Plays `n` scenarios of `split` once each, the same number from every level, with a TrainableModel or a remote Model.
 
-    The draws depend on `seed` alone, so that two policies are asked the same questions with the same random numbers. Raises
-    RolloutError where the world broke every rollout.
+    The draws depend on `seed` alone, so that two policies are asked the same questions with the same random numbers. Where the
+    first `hopeless_after` are all played and none is solved, it ends with them. Raises RolloutError where the world broke every
+    rollout.
     """
     tracer = tracer or model.tracer
     scenarios = balanced(environment.split(split), n)
+    scored: list[ScoredTrajectory] = []
+    failures: list[FailedRollout] = []
     with traced(tracer, "evaluation", environment=environment.name, split=split, n=len(scenarios)) as tell:
-        groups = await gather_trajectory_groups(
-            scenarios,
-            model=model,
-            environment=environment,
-            toolbox=toolbox,
-            rollouts=1,
-            concurrency=concurrency,
-            temperature=temperature,
-            seed=seed,
-            step=-1,
-            progress=progress,
-            tracer=tracer,
-        )
-        scored = [one for group in groups for one in group.trajectories]
-        failures = [failure for group in groups for failure in group.failures]
+        for part in parted(scenarios, hopeless_after):
+            groups = await gather_trajectory_groups(
+                part,
+                model=model,
+                environment=environment,
+                toolbox=toolbox,
+                rollouts=1,
+                concurrency=concurrency,
+                temperature=temperature,
+                seed=seed,
+                step=-1,
+                progress=progress,
+                tracer=tracer,
+            )
+            scored.extend(one for group in groups for one in group.trajectories)
+            failures.extend(failure for group in groups for failure in group.failures)
+            if not failures and not any(map(environment.solved, scored)):
+                break
         if not scored:
             first = failures[0]
             raise RolloutError(f"none of {len(failures)} rollouts could be played, first with {first.kind}: {first.message}")
@@ -95,6 +102,15 @@ async def evaluate(
         found = evaluation(scored, environment, failed=len(failures), usage=usage)
         tell(found.to_json())
     return found
+
+
+def parted(scenarios: Sequence[Scenario], first: int | None) -> list[Sequence[Scenario]]:
+    """The `first` of them, as many from every level, and the others; or all at once."""
+    if first is None or first >= len(scenarios):
+        return [scenarios]
+    begin = balanced(scenarios, first)
+    chosen = set(map(id, begin))
+    return [begin, [one for one in scenarios if id(one) not in chosen]]
 
 
 def evaluation(

@@ -230,15 +230,17 @@ async def evaluate_stage(
     stream: Any,
     label: str = "evaluating",
     concurrency: int = 128,
+    hopeless_after: int | None = None,
 ) -> Evaluation:
-    """Plays `n` scenarios of `split` once each (all there are, where there are fewer), with progress on `stream`."""
+    """Plays `n` scenarios of `split` once each (all there are, where there are fewer), with progress on `stream`, which is told
+    where it ended with the first `hopeless_after`."""
     from art_mcp.agent.evaluate import balanced, evaluate
     from art_mcp.observe.console import ConsoleProgress
 
     count = len(balanced(stage.environment.split(split), n))
     with ConsoleProgress(stream, rollouts=count, label=label) as console:
         progress: Progress = console
-        return await evaluate(
+        found = await evaluate(
             stage.model,
             stage.environment,
             toolbox=stage.toolbox,
@@ -249,4 +251,8 @@ async def evaluate_stage(
             concurrency=concurrency,
             progress=progress,
             tracer=stage.tracer if isinstance(stage, Scene) else None,
+            hopeless_after=hopeless_after,
         )
+    if found.n + found.failed < count:
+        stream.write(f"{label}: none of {found.n} is solved, so the other {count - found.n} are not played\n")
+    return found

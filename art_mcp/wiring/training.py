@@ -119,7 +119,9 @@ async def carry_out(training: Training, run: Run, *, stage: Stage, clock: Clock,
     clock.lap("start")
     run.describe({"training": asdict(training)})
     with status_kept(run, stream), metrics_to(training, run) as others:
-        before = run.manifest.get("before") or await measure(stage, training, stream=stream, label="before training")
+        before = run.manifest.get("before") or await measure(
+            stage, training, stream=stream, label="before training", hopeless=100
+        )
         clock.lap("evaluate_before")
         run.describe({"before": before})
         if training.warm_start and not run.manifest.get("warm_start", {}).get("done"):
@@ -242,7 +244,7 @@ def finish(run: Run, training: Training) -> None:
         plot_reward(aside, metrics, title=f"{training.setting.environment}, {run.folder.name}")
 
 
-async def measure(stage: Stage, training: Training, *, stream: Any, label: str) -> dict[str, Any]:
+async def measure(stage: Stage, training: Training, *, stream: Any, label: str, hopeless: int | None = None) -> dict[str, Any]:
     """Solved rates on the evaluation split, greedy and at temperature 1; empty when no evaluation was asked for."""
     if not training.eval_n:
         return {}
@@ -256,6 +258,7 @@ async def measure(stage: Stage, training: Training, *, stream: Any, label: str) 
             seed=training.setting.seed,
             stream=stream,
             label=f"{label}, {decoding}",
+            hopeless_after=hopeless,
         )
         results[decoding] = result.to_json()
     return results

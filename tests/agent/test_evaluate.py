@@ -132,6 +132,31 @@ async def test_draws_of_an_evaluation_depend_on_its_seed_and_not_on_the_step_of_
     assert not set(seeds[0]) & set(seeds[2])
 
 
+@pytest.mark.parametrize(("solved", "n"), [(None, 4), ("3", 6), ("1", 6), ("broken", 6)])
+async def test_a_policy_that_solves_nothing_is_not_asked_everything(solved, n):
+    """Of six, four in balance of their levels, are played first: 0, 1, 3 and 4."""
+    rewards = {"said": lambda trajectory: float(trajectory.scenario.id == solved)}
+    if solved == "broken":
+        rewards["broken"] = lambda trajectory: 1 / 0 if trajectory.scenario.id == "0" else 0.0
+    scenarios = [scenario("5", id=str(number), level=1 + number // 3) for number in range(6)]
+    seeds = []
+
+    class Noting(Obedient):
+        async def sample(self, token_ids, *, params, **options):
+            seeds.append(params.seed)
+            return await super().sample(token_ids, params=params, **options)
+
+    async with desk_tools() as toolbox:
+        model = await obedient(Playhouse(Noting))
+        place = environment(*scenarios, rewards=rewards)
+        found = await evaluate(model, place, toolbox=toolbox, n=6, hopeless_after=4)
+        assert found.n + found.failed == n
+        if n == 6:
+            early, seeds[:] = sorted(seeds), []
+            assert await evaluate(model, place, toolbox=toolbox, n=6) == found
+            assert sorted(seeds) == early
+
+
 async def test_an_evaluation_whose_rollouts_all_failed_says_why():
     async with desk_tools() as toolbox:
         place = environment(scenario("5"), rewards={"broken": lambda trajectory: 1 / 0})
