@@ -216,8 +216,7 @@ async def test_an_opening_that_leaves_no_room_for_a_turn_is_a_failure_and_no_tra
         await play(["5"], **{limit: opening})
 
 
-async def test_the_time_limit_ends_a_call_that_sleeps(monkeypatch):
-    monkeypatch.setattr("art_mcp.agent.rollout.monotonic", anyio.current_time)
+async def test_the_time_limit_ends_a_call_that_sleeps():
     trajectory, *rest = await play([calls(("nap", {"seconds": 60})), "5"], seconds=60)
     assert trajectory.stop_reason is StopReason.TIME_LIMIT
     assert trajectory.messages[-1]["role"] == "assistant"
