@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from time import monotonic
 from typing import Any, Protocol, TypeVar
 
@@ -17,6 +16,7 @@ import torch
 from art_mcp.errors import EngineError
 from art_mcp.local.models import adapter_lora, base_of, dtype_of
 from art_mcp.local.share import settings_beside
+from art_mcp.local.versions import Versions
 from art_mcp.sampling.vllm_args import Served, VllmSettings
 from art_mcp.sampling.vllm_replicas import Engine, open_engine
 from art_mcp.sampling.vllm_server import in_thread, say
@@ -53,7 +53,7 @@ class ServedWorker:
     """An engine and a learner with weights of their own. What is sampled is always the learner's policy of that moment: after
     `train` it is published at once, after a supervised step when somebody samples. `open_served` makes one."""
 
-    def __init__(self, engine: Engine, learner: Learner, versions: TemporaryDirectory[str]) -> None:
+    def __init__(self, engine: Engine, learner: Learner, versions: Versions) -> None:
         self.engine, self.learner, self._versions = engine, learner, versions
         self._stale = False
         self._changing = asyncio.Lock()
@@ -157,7 +157,7 @@ async def open_served(name: str, spec: ModelSpec, load: Callable[[], Learner], s
     """Starts vLLM with the weights of the learner that `load` makes in a thread. Adapters are served on a base that is known
     beforehand, so both start at the same time there, if a GPU is known to hold both (`share`). Raises what either raises, with
     both closed."""
-    versions = TemporaryDirectory(prefix="art-mcp-versions-", ignore_cleanup_errors=True)
+    versions = Versions()
     async with AsyncExitStack() as unfinished:
         unfinished.callback(versions.cleanup)
         ahead = served_ahead(name, spec)
@@ -218,8 +218,8 @@ def served_of(name: str, spec: ModelSpec, learner: Learner) -> Served:
     return Served(name, base_of(spec.source), dtype=str(learner.facts["dtype"]), lora_rank=rank)
 
 
-async def write_version(learner: Learner, versions: TemporaryDirectory[str]) -> Path:
+async def write_version(learner: Learner, versions: Versions) -> Path:
     """The learner's weights in a folder that no earlier version had: engines take a path for what was once read from it."""
-    folder = Path(versions.name) / f"{learner.step}-{os.urandom(4).hex()}"
+    folder = versions.path / f"{learner.step}-{os.urandom(4).hex()}"
     await learner.write_weights(folder)
     return folder
