@@ -127,7 +127,7 @@ def end(worker, python):
 
 
 def folders(worker):
-    return list(Path(worker._versions.name).iterdir())
+    return [folder for folder in worker._versions.path.iterdir() if folder.is_dir()]
 
 
 async def test_a_step_stands_though_its_engine_cannot_have_it_yet(python, toy, capsys):
