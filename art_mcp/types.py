@@ -358,7 +358,8 @@ class TrainConfig:
 
     learning_rate: float | None = None
     """None: 1e-4 for LoRA, 1.5e-4 for models under 10 M parameters, 1e-5 otherwise."""
-    objective: Literal["cispo", "ppo", "gspo"] = "cispo"
+    objective: Literal["cispo", "reinforce", "ppo", "gspo"] = "cispo"
+    """"reinforce" does not correct for what the sampler was when it sampled: every weight is 1."""
     baseline: Literal["mean", "leave_one_out"] = "mean"
     scale_advantages: bool = False
     normalize: Literal["tokens", "sequences", "constant"] = "tokens"

@@ -52,6 +52,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--final-rate", type=float, help="the rate falls to this along a cosine")
     parser.add_argument("--temperature", type=float, default=1.0, help="of the rollouts that are learned from")
     parser.add_argument("--scale-advantages", action="store_true")
+    parser.add_argument("--objective", choices=("cispo", "reinforce", "ppo", "gspo"), default="cispo")
+    parser.add_argument("--share", choices=("even", "learning"), default="even", help="how a step's questions are dealt out")
     parser.add_argument("--progress", type=float, default=0.0, help="reward for steps on the way, at most so much")
     parser.add_argument("--uniform", action="store_true", help="draw levels uniformly, not by what there is to learn")
     parser.add_argument("--overlap", action="store_true", help="play the next step beside this one (one-step off-policy)")

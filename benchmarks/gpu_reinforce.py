@@ -41,6 +41,7 @@ class Run:
         return TrainConfig(
             learning_rate=given.learning_rate,
             scale_advantages=given.scale_advantages,
+            objective=given.objective,
             micro_batch_tokens=given.micro_batch_tokens,
             control=given.control,
             seed=given.seed,
@@ -57,11 +58,12 @@ class Stepper:
     picked: dict[int, list[list[Scenario]]] = field(default_factory=dict[int, list[list[Scenario]]])
 
     async def gather(self, step: int, places: Places) -> list[TrajectoryGroup]:
-        """Half of a step's questions with `evaluate` offered, then the other half."""
+        """A step's questions with `evaluate` offered and those without: as many of each, or by what there is to learn."""
         given, conditions = self.run.arguments, self.run.conditions
         if step not in self.picked:
-            share = given.groups // len(conditions)
-            self.picked[step] = [self.draw.pick(condition, step=step, count=share) for condition in conditions]
+            counts = self.draw.shares(given.groups, even=given.share == "even")
+            chosen = zip(conditions, counts, strict=True)
+            self.picked[step] = [self.draw.pick(condition, step=step, count=count) for condition, count in chosen]
         played = await play(
             conditions,
             self.picked[step],
@@ -100,19 +102,21 @@ async def reinforce(run: Run, *, seconds: float) -> dict[str, Any]:
     async with open_rounds(
         stepper.gather,
         places=places_of(given.concurrency),
-        rollouts=given.groups // len(run.conditions) * len(run.conditions) * given.rollouts,
+        rollouts=given.groups * given.rollouts,
         ahead=given.overlap,
         steps=None if given.steps is None else start + given.steps,
         until=anyio.current_time() + seconds,
     ) as rounds:
         while (spent := time.monotonic() - began) < seconds and step < until:
             keep_requests(run)
-            started, cpu = time.monotonic(), cpu_seconds()
+            started, cpu, before = time.monotonic(), cpu_seconds(), run.model.sampled
             played = await rounds.play(step)
+            answered = run.model.sampled - before
             used = (cpu_seconds() - cpu) / max(1e-9, time.monotonic() - started)
             row = await stepper.learn(played, rounds, step=step, rate=rate_at(given, spent / seconds))
             first = await first_token(run.model, run.model.requests[0].token_ids)
             row |= {"client_cpu_in_rollout": used, "seconds_first_token": first, "seconds": time.monotonic() - began}
+            row |= {"tokens_while_waiting": answered}
             run.curve.metrics(step, row)
             run.report.add(curve=run.curve.rows)
             step += 1
@@ -144,15 +148,22 @@ def rate_at(arguments: argparse.Namespace, share: float) -> float:
 async def compare_with_raw(run: Run) -> None:
     """The last step's requests again, without tools: what the rollouts could have been.
 
-    `rollout_to_raw` is the speed of the last step's rollouts; where steps overlap, no time is the rollouts' alone, and it is
-    that of the whole of reinforcement learning, which is `training_to_raw` in either case.
+    `rollout_to_raw` is the speed of the last step's rollouts; where steps overlap, that of all rollouts while the loop waited
+    for some, the first step apart. `training_to_raw` is that of the whole of reinforcement learning, training and all.
     """
     given, learned, row = run.arguments, run.report.values.get("reinforcement", {}), (run.curve.rows or [{}])[-1]
     if given.engine != "vllm" or not run.model.requests or "seconds_rollout" not in row:
         return
     raw = await replay(list(run.model.requests), worker=run.backend.sampler(run.model), concurrency=given.concurrency)
     whole, fastest = learned["tokens_per_second"], raw["tokens_per_second"]
-    ours = whole if given.overlap else row["sampled_tokens"] / row["seconds_rollout"]
+    ours = waiting_rate(run.curve.rows) if given.overlap else row["sampled_tokens"] / row["seconds_rollout"]
     run.report.add(raw=raw, training_tokens_per_second=whole, training_to_raw=whole / fastest)
     run.report.add(rollout_tokens_per_second=ours, rollout_to_raw=ours / fastest)
     run.clock.say(f"rollouts {ours:.0f} tokens/s, all of training {whole:.0f}, raw {fastest:.0f}")
+
+
+def waiting_rate(rows: Sequence[dict[str, Any]]) -> float:
+    """Tokens a second that were answered while the loop waited for rollouts, the first step apart, whose wait has no other's
+    training beside it."""
+    learned = [row for row in rows if "tokens_while_waiting" in row][1:]
+    return sum(row["tokens_while_waiting"] for row in learned) / max(1e-9, sum(row["seconds_waited"] for row in learned))

@@ -93,6 +93,7 @@ class Draw:
 
     def __init__(self, conditions: Sequence[Condition], *, seed: int, curriculum: bool, floor: float = 0.03) -> None:
         self._seed, self._curriculum, self._floor = seed, curriculum, floor
+        self._names = [condition.name for condition in conditions]
         self._arms: dict[tuple[str, int], list[Scenario]] = defaultdict(list)
         for condition in conditions:
             for scenario in condition.train.split("train"):
@@ -102,11 +103,23 @@ class Draw:
         self.rates: dict[tuple[str, int], float] = dict.fromkeys(self._arms, 0.5)
         self._next: dict[tuple[str, int], int] = dict.fromkeys(self._arms, 0)
 
+    def shares(self, total: int, *, even: bool) -> list[int]:
+        """How many of `total` questions each condition gets: as many, or by what there is to learn and a fifth at least."""
+        weights = [sum(self._weights(name).values()) for name in self._names]
+        least = total // (len(weights) if even else 5 * len(weights) // 2)
+        rest = total - least * len(weights)
+        counts = [least + int(rest * weight / sum(weights)) for weight in weights]
+        counts[weights.index(max(weights))] += total - sum(counts)
+        return counts
+
+    def _weights(self, condition: str) -> dict[int, float]:
+        """What each level of a condition counts in a draw."""
+        rates = {level: self.rates[name, level] for name, level in sorted(self._arms) if name == condition}
+        return {level: rate * (1 - rate) + self._floor if self._curriculum else 1.0 for level, rate in rates.items()}
+
     def pick(self, condition: Condition, *, step: int, count: int) -> list[Scenario]:
-        levels = sorted(level for name, level in self._arms if name == condition.name)
-        rates = [self.rates[condition.name, level] for level in levels]
-        weights = [rate * (1 - rate) + self._floor if self._curriculum else 1.0 for rate in rates]
-        chosen = random.Random(f"{self._seed}:{step}:{condition.name}").choices(levels, weights, k=count)
+        weights = self._weights(condition.name)
+        chosen = random.Random(f"{self._seed}:{step}:{condition.name}").choices([*weights], [*weights.values()], k=count)
         return [self._take((condition.name, level)) for level in chosen]
 
     def _take(self, arm: tuple[str, int]) -> Scenario:

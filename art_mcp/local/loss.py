@@ -25,6 +25,8 @@ def policy_loss(
         losses, clipped = ppo(new, sampled, advantages, config)
     elif config.objective == "gspo":
         losses, clipped = ppo(*sequence_ratio(new, sampled, rows), advantages, config)
+    elif config.objective == "reinforce":  # Williams 1992, https://doi.org/10.1007/BF00992696
+        losses, clipped = -advantages * new, torch.zeros_like(sampled)
     else:
         clipped = (ratio > config.weight_cap).float()
         losses = -ratio.clamp(max=config.weight_cap) * advantages * new

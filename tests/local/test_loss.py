@@ -46,6 +46,14 @@ def test_the_default_weighs_each_token_by_its_capped_ratio_and_sends_no_gradient
     close(figures["kl"], 1 - math.log(2), -0.5 + math.log(2), 8 - math.log(9))
 
 
+def test_reinforce_weighs_every_token_alike_and_measures_the_mismatch_all_the_same():
+    losses, gradient, figures = evaluate([0.5, 0.4], [0.25, 0.8], [1.0, -2.0], PLAIN.with_(objective="reinforce"))
+    close(losses, -math.log(0.5), 2.0 * math.log(0.4))
+    close(gradient, -1.0, 2.0)
+    close(figures["ratio"], 2.0, 0.5)
+    close(figures["clipped"], 0, 0)
+
+
 def test_the_cap_is_configurable():
     _, gradient, figures = evaluate([0.5], [0.25], [1.0], PLAIN.with_(weight_cap=1.5))
     close(gradient, -1.5)
@@ -74,7 +82,7 @@ def test_gspo_gives_every_token_the_ratio_of_its_sequence():
     close(figures["clipped"], 1, 1)
 
 
-@pytest.mark.parametrize("objective", ["cispo", "ppo", "gspo"])
+@pytest.mark.parametrize("objective", ["cispo", "reinforce", "ppo", "gspo"])
 def test_sequences_whose_mean_ratio_is_out_of_bounds_teach_nothing(objective):
     config = PLAIN.with_(objective=objective, sequence_ratio_bounds=(0.9, 1.1))
     # the first sequence is far off in each token and right in the mean; the second is off in the mean
