@@ -28,6 +28,7 @@ async def main(folder):
         turn = 0
         while True:
             try:
+                await model.ready()  # an engine that died is begun anew here
                 params = SamplingParams(max_tokens=64, seed=turn)
                 span = (await model.sampler().sample(PROMPT, params=params, stop=frozenset())).span
                 tell(event="sampled again" if engine_failed else "sampled")

@@ -96,6 +96,8 @@ class Plain:
 class OnPlainServer(TrainableModel[None]):
     """A model whose sampler is the plain server."""
 
+    tracer = None
+
     def at(self, plain):
         self._plain, self._dialect = plain, load_dialect(self.spec)
         return self

@@ -52,10 +52,10 @@ def test_nothing_is_left_when_engine_trainer_and_parent_are_killed(model_folder,
     try:
         until(run, "ready")
         until(run, "trained")
+        until(run, "sampled")  # what was learned is published, and the next turn is on its way
         below(parent, ["vllm.entrypoints.openai.api_server"]).kill()
         failed = until(run, "engine failed")
         until(run, "sampled again")
-        until(run, "trained")
         below(parent, ["art_mcp.local.remote"]).kill()
         lost = until(run, "trainer failed")
         until(run, "sampled")
