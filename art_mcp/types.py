@@ -354,12 +354,11 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """The objective and the optimizer. The defaults are DESIGN section 6's: group mean baseline, CISPO weight, token mean."""
+    """The objective and the optimizer. The defaults: group mean baseline, CISPO weight ("reinforce": weight 1), token mean."""
 
     learning_rate: float | None = None
     """None: 1e-4 for LoRA, 1.5e-4 for models under 10 M parameters, 1e-5 otherwise."""
     objective: Literal["cispo", "reinforce", "ppo", "gspo"] = "cispo"
-    """"reinforce" does not correct for what the sampler was when it sampled: every weight is 1."""
     baseline: Literal["mean", "leave_one_out"] = "mean"
     scale_advantages: bool = False
     normalize: Literal["tokens", "sequences", "constant"] = "tokens"

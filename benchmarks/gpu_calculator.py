@@ -43,7 +43,7 @@ EVALUATE_AFTER = 75.0
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = parser_of(__doc__)
-    parser.add_argument("--warm-start", type=int, default=2000, help="demonstrations, half of them with `evaluate` offered")
+    parser.add_argument("--warm-start", type=int, help="demonstrations, half with `evaluate` (2000; with --resume none)")
     parser.add_argument("--warm-epochs", type=float, default=1.0)
     parser.add_argument("--warm-batch", type=int, default=64)
     parser.add_argument("--warm-rate", type=float, default=3e-4)
@@ -63,7 +63,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--against", type=Path, help="the result.json whose start is compared with")
     parser.add_argument("--save", type=Path, help="where the trained model is left")
     parser.add_argument("--dump", type=Path, help="a file for the tokens and logprobs of the evaluations at temperature 1")
-    return parser.parse_args(argv)
+    given = parser.parse_args(argv)
+    if given.warm_start is None:
+        given.warm_start = 0 if given.resume else 2000
+    return given
 
 
 async def evaluate_all(

@@ -164,6 +164,7 @@ async def test_a_plain_vllm_server_gives_the_logprobs_and_solves_as_many(gpu_run
             for place in range(len(samples)):
                 tasks.start_soon(ask, place)
         solved, wanted = await questions(gpu_run, plain)
+        plain.connections.close()
     note(solved=sum(solved) / len(solved), wanted=sum(wanted) / len(wanted), n=len(solved))
     low, high = wilson(sum(wanted), len(wanted))
     assert low <= sum(solved) / len(solved) <= high

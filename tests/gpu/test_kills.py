@@ -67,6 +67,7 @@ def test_nothing_is_left_when_engine_trainer_and_parent_are_killed(model_folder,
         for process in [*parent_family(parent), parent]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
+        run.communicate()
     note(engine=failed, trainer=lost, before_mib=before, left_mib=left, ended=len(gone))
     assert not alive
     assert left <= before + SPARE_MIB
