@@ -189,8 +189,7 @@ async def main(arguments: argparse.Namespace) -> None:
         async with AsyncExitStack() as stack:
             backend = await stack.enter_async_context(make_backend(arguments))
             conditions = await stack.enter_async_context(open_conditions(arguments.levels, progress=arguments.progress))
-            model = Recorded(name="policy", spec=make_spec(arguments))
-            model.requests = []
+            model = Recorded.of(make_spec(arguments))
             shown, playing = await open_model(model, backend, conditions, arguments)
             clock.say(f"started: {backend.facts(model)}; {len(shown)} demonstrations played in {playing:.1f} s")
             report.add(status="started", facts=backend.facts(model), seconds_start=clock.spent(), seconds_playing=playing)

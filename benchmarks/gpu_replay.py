@@ -13,7 +13,7 @@ import anyio
 from art_mcp.model import TrainableModel
 from art_mcp.ports import Sampler
 from art_mcp.sampling.vllm_messages import COMPLETIONS, TOKENS
-from art_mcp.types import Completion, Policy, SamplingParams
+from art_mcp.types import Completion, ModelSpec, Policy, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,12 @@ class Recorded(TrainableModel[None]):
 
     requests: list[Request]
     sampled = 0
+
+    @classmethod
+    def of(cls, spec: ModelSpec) -> Recorded:
+        model = cls(name="policy", spec=spec)
+        model.requests = []
+        return model
 
     def sampler(self) -> Sampler:
         return Recording(super().sampler(), self.keep)

@@ -138,8 +138,7 @@ async def main(arguments: argparse.Namespace) -> None:
     async with AsyncExitStack() as stack:
         backend = await stack.enter_async_context(make_backend(arguments))
         conditions = await stack.enter_async_context(open_conditions(arguments.levels, progress=0.0))
-        model = Recorded(name="policy", spec=make_spec(arguments))
-        model.requests = []
+        model = Recorded.of(make_spec(arguments))
         await model.register(backend)
         report.add(status="started", facts=backend.facts(model), seconds_start=clock.spent())
         clock.say("started")
