@@ -37,13 +37,14 @@ from benchmarks.gpu_stage import Condition, measure, open_conditions, play_demon
 
 MAIN, BEYOND = (1, 2, 3, 4, 5), (6, 7, 8)
 DECODINGS = {"greedy": 0.0, "sampled": 1.0}
-EVALUATE_AFTER = 75.0
-"""Seconds kept for the evaluation after training."""
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = parser_of(__doc__)
     parser.add_argument("--warm-start", type=int, help="demonstrations, half with `evaluate` (2000; with --resume none)")
+    parser.add_argument(
+        "--warm-levels", type=json.loads, metavar="JSON", help="each level's share in them, [1, 1, …] unless given"
+    )
     parser.add_argument("--warm-epochs", type=float, default=1.0)
     parser.add_argument("--warm-batch", type=int, default=64)
     parser.add_argument("--warm-rate", type=float, default=3e-4)
@@ -55,10 +56,15 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--objective", choices=("cispo", "reinforce", "ppo", "gspo"), default="cispo")
     parser.add_argument("--share", choices=("even", "learning"), default="even", help="how a step's questions are dealt out")
     parser.add_argument("--progress", type=float, default=0.0, help="reward for steps on the way, at most so much")
+    parser.add_argument("--floor", type=float, default=0.03, help="what a level counts in the draw that has nothing to learn")
     parser.add_argument("--uniform", action="store_true", help="draw levels uniformly, not by what there is to learn")
     parser.add_argument("--overlap", action="store_true", help="play the next step beside this one (one-step off-policy)")
     parser.add_argument("--control", choices=("none", "shuffled"), default="none")
     parser.add_argument("--eval-n", type=int, default=500, help="held-out questions of levels 1 to 5, for each figure")
+    parser.add_argument("--reserve", type=float, default=75.0, help="seconds kept for the evaluation after training")
+    parser.add_argument(
+        "--before", nargs="*", choices=tuple(DECODINGS), default=tuple(DECODINGS), help="evaluate so before training"
+    )
     parser.add_argument("--no-before", action="store_true", help="do not evaluate before training")
     parser.add_argument("--against", type=Path, help="the result.json whose start is compared with")
     parser.add_argument("--save", type=Path, help="where the trained model is left")
@@ -118,7 +124,9 @@ async def open_model(
     async def play() -> None:
         nonlocal seconds
         began = time.monotonic()
-        shown.extend(await play_demonstrations(conditions, count=arguments.warm_start, seed=arguments.seed))
+        shown.extend(
+            await play_demonstrations(conditions, arguments.warm_levels, count=arguments.warm_start, seed=arguments.seed)
+        )
         seconds = time.monotonic() - began
 
     async with anyio.create_task_group() as tasks:
@@ -157,7 +165,7 @@ async def warm_start(run: Run, *, seconds: float) -> dict[str, Any]:
 async def learn(run: Run) -> None:
     """Both kinds of training within `--seconds`, which the deadline may shorten."""
     given = run.arguments
-    seconds = min(given.seconds, run.clock.left(reserve=EVALUATE_AFTER))
+    seconds = min(given.seconds, run.clock.left(reserve=given.reserve))
     began = time.monotonic()
     if given.warm_start:
         run.report.add(warm_start=await warm_start(run, seconds=seconds), curve=run.curve.rows)
@@ -165,7 +173,7 @@ async def learn(run: Run) -> None:
             paused = time.monotonic()
             run.report.add(start=await evaluate_all(run, "start", levels=MAIN, reserve=60.0))
             began += time.monotonic() - paused
-    left = min(seconds - (time.monotonic() - began), run.clock.left(reserve=EVALUATE_AFTER))
+    left = min(seconds - (time.monotonic() - began), run.clock.left(reserve=given.reserve))
     run.report.add(reinforcement=await reinforce(run, seconds=left), training_seconds=time.monotonic() - began)
 
 
@@ -195,7 +203,8 @@ async def main(arguments: argparse.Namespace) -> None:
             report.add(status="started", facts=backend.facts(model), seconds_start=clock.spent(), seconds_playing=playing)
             run = Run(arguments, model, backend, conditions, clock, report, Curve(clock), shown)
             if not (arguments.no_before or arguments.against):
-                await evaluate_all(run, "before", levels=MAIN, reserve=EVALUATE_AFTER + min(60.0, arguments.seconds))
+                reserve = arguments.reserve + min(60.0, arguments.seconds)
+                await evaluate_all(run, "before", levels=MAIN, reserve=reserve, decodings=arguments.before)
             await learn(run)
             report.add(status="trained", seconds_trained=clock.spent())
             if arguments.save:

@@ -96,7 +96,7 @@ async def reinforce(run: Run, *, seconds: float) -> dict[str, Any]:
     """Reinforcement learning for so many seconds. `tokens_per_second` are those that the engine sampled from the first step's
     beginning to the last one's end, whatever became of them."""
     given, began, start = run.arguments, time.monotonic(), await run.model.get_step()
-    draw = Draw(run.conditions, seed=given.seed, curriculum=not given.uniform)
+    draw = Draw(run.conditions, seed=given.seed, curriculum=not given.uniform, floor=given.floor)
     stepper, sampled, step = Stepper(run, draw), run.model.sampled, start
     until = math.inf if given.steps is None else start + given.steps
     async with open_rounds(
@@ -133,8 +133,8 @@ async def reinforce(run: Run, *, seconds: float) -> dict[str, Any]:
 
 def keep_requests(run: Run) -> None:
     """Of the requests so far, those that are replayed should no further step come: none where the next step's are all to come,
-    else the last ones, as many as a step has rollouts."""
-    count = run.arguments.groups * run.arguments.rollouts if run.arguments.overlap else 0
+    else the last ones, some three for each of a step's rollouts."""
+    count = 3 * run.arguments.groups * run.arguments.rollouts if run.arguments.overlap else 0
     del run.model.requests[: max(0, len(run.model.requests) - count)]
 
 

@@ -64,14 +64,24 @@ async def open_conditions(levels: str, *, progress: float) -> AsyncGenerator[lis
         yield found
 
 
-async def play_demonstrations(conditions: Sequence[Condition], *, count: int, seed: int) -> list[Demonstration]:
-    """As many of each condition and level, played over the real tools."""
+async def play_demonstrations(
+    conditions: Sequence[Condition], shares: Sequence[float] | None, *, count: int, seed: int
+) -> list[Demonstration]:
+    """As many of each condition, and as many of each level or by these `shares`, played over the real tools."""
     shown: list[Demonstration] = []
     for condition in conditions:
         everything = condition.train.split("train")
-        scenarios = balanced(pick(everything, step=0, count=len(everything), seed=seed), count // len(conditions))
+        order, wanted = pick(everything, step=0, count=len(everything), seed=seed), count // len(conditions)
+        scenarios = balanced(order, wanted) if shares is None else shared(order, wanted, shares)
         shown += await show_solutions(scenarios, environment=condition.train, toolbox=condition.toolbox)
     return shown
+
+
+def shared(scenarios: Sequence[Scenario], n: int, shares: Sequence[float]) -> list[Scenario]:
+    """About the first `n`, of the lowest level the first share, and so on."""
+    levels = sorted({scenario.level for scenario in scenarios})
+    counts = {level: round(n * share / sum(shares)) for level, share in zip(levels, shares, strict=True)}
+    return [one for level in levels for one in [s for s in scenarios if s.level == level][: counts[level]]]
 
 
 def reached(trajectory: Trajectory, *, weight: float) -> float:
@@ -89,7 +99,7 @@ def reached(trajectory: Trajectory, *, weight: float) -> float:
 
 class Draw:
     """Which questions are played: of every condition as many, of the levels by what there is to learn, p·(1 − p) of the solved
-    rate p that was met last, and a little of each. Every arm walks through its own questions in an order of its own."""
+    rate p that was met last, and `floor` for each. Every arm walks through its own questions in an order of its own."""
 
     def __init__(self, conditions: Sequence[Condition], *, seed: int, curriculum: bool, floor: float = 0.03) -> None:
         self._seed, self._curriculum, self._floor = seed, curriculum, floor
