@@ -42,6 +42,9 @@ WarmStart = Annotated[
 Curriculum = Annotated[
     bool, typer.Option("--curriculum", help="Draw scenarios that are neither always nor never solved, as measured so far.")
 ]
+Concurrency = Annotated[
+    int, typer.Option("--concurrency", min=1, help="Rollouts at once; with --overlap half a step's rollouts keep an engine full.")
+]
 Overlap = Annotated[
     bool,
     typer.Option(
@@ -68,6 +71,7 @@ def command(
     warm_start: WarmStart = None,
     curriculum: Curriculum = False,
     overlap: Overlap = False,
+    concurrency: Concurrency = 128,
     prepare: o.Prepare = False,
     control: Control = "none",
     eval_n: o.EvalN = 1000,
@@ -111,7 +115,7 @@ def asked_for(given: Mapping[str, Any], limits: Mapping[str, Any]) -> Training:
 
     if given["environment"] is None:
         raise ConfigError("name an environment (such as calculator), or --resume RUN")
-    shape = {name: given[name] for name in ("groups", "rollouts", "save_every", "seed", "overlap")}
+    shape = {name: given[name] for name in ("groups", "rollouts", "concurrency", "save_every", "seed", "overlap")}
     plan = Plan(**shape, **(limits or {"steps": DEFAULT_STEPS}), draw="solved" if given["curriculum"] else "uniform")
     objective = {name: given[name] for name in ("learning_rate", "temperature", "control", "seed")}
     config = TrainConfig(**objective)

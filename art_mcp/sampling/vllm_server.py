@@ -10,9 +10,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar
@@ -47,6 +48,8 @@ END_SECONDS = 10.0
 REFUSED = 2
 """The exit code of Python's argument parsers."""
 TAIL_BYTES = 20_000
+LONGEST_REASON = 400
+"""Characters."""
 PREFIX = re.compile(r"^(\(.*? pid=\d+\) )?((INFO|WARNING|ERROR|DEBUG) [\d:. -]+\[[^\]]+\] )?")
 """What vLLM puts before each line of its log."""
 
@@ -171,10 +174,9 @@ class VllmServer:
             return "it was closed"
         with self.log.open("rb") as log:
             log.seek(max(0, self.log.stat().st_size - TAIL_BYTES))
-            lines = [PREFIX.sub("", line).strip() for line in log.read().decode(errors="replace").splitlines()]
-        lines = [line for line in dict.fromkeys(lines) if line]
-        errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception|error)\b", line)]
-        return f"{' | '.join(errors[-3:] or lines[-3:]) or 'it said nothing'} (its log: {self.log})"
+            lines = [PREFIX.sub("", line) for line in log.read().decode(errors="replace").splitlines()]
+        said = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+        return f"{' | '.join(errors_among(lines)[-3:] or said[-3:]) or 'it said nothing'} (its log: {self.log})"
 
     def _launch(self, served: Served) -> None:
         cache = cache_folder()
@@ -226,6 +228,17 @@ def reserve_port() -> socket.socket:
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     reserved.bind(("127.0.0.1", 0))
     return reserved
+
+
+def errors_among(lines: Sequence[str]) -> list[str]:
+    """The errors that a log names, each once, with the indented line after it if there is one: after pydantic's "1 validation
+    error for ModelConfig" that line says what is wrong."""
+    found: list[str] = []
+    for line, after in pairwise([*lines, ""]):
+        if re.match(r"[\w.]*(Error|Exception|error)\b", line.strip()):
+            told = after.startswith("  ") and not after.strip().startswith("File ")
+            found.append(f"{line.strip()}: {after.strip()[:LONGEST_REASON]}" if told else line.strip())
+    return list(dict.fromkeys(found))
 
 
 def new_log() -> Path:

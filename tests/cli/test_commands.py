@@ -319,9 +319,10 @@ def test_a_training_run_from_the_command_line_reports_before_and_after_by_level(
 
 
 def test_a_run_without_evaluation_reports_its_steps(project, art):
-    shape = ["--groups", "1", "--rollouts", "2", "--eval-n", "0", "--name", "plain"]
+    shape = ["--groups", "1", "--rollouts", "2", "--concurrency", "3", "--eval-n", "0", "--name", "plain"]
     code, out, _ = art("train", HERE, "--steps", "0", *shape)
     assert code == 0
+    assert json.loads((project / "runs" / "plain" / "manifest.json").read_text())["training"]["plan"]["concurrency"] == 3
     assert re.fullmatch(r"runs/plain: 0 steps in \d+ s\n", out)
 
 

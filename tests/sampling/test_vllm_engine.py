@@ -19,6 +19,7 @@ from art_mcp.errors import ConfigError, EngineError
 from art_mcp.sampling.vllm_args import Served, VllmSettings
 from art_mcp.sampling.vllm_engine import VllmEngine
 from art_mcp.sampling.vllm_messages import COMPLETIONS, TOKENS
+from art_mcp.sampling.vllm_server import errors_among
 from art_mcp.types import SamplingParams, Span
 from tests.processes import remaining, runs
 
@@ -243,6 +244,23 @@ async def test_all_that_wait_for_a_start_share_its_failure_and_the_next_one_trie
     assert "vLLM ended with exit code 1 before it answered: ValueError: these weights are broken" in str(failures[0])
     mark.unlink()
     assert (await draw(engine)).stopped is False
+
+
+def test_what_pydantic_says_under_its_error_is_quoted():
+    log = """  File "/vllm/engine/arg_utils.py", line 1955, in create_model_config
+    return ModelConfig(
+pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig
+  Value error, User-specified max_model_len (4096) is greater than the derived max_model_len
+    For further information visit the manual
+ValueError: another
+  File "/vllm/core.py", line 7, in run
+ValueError: another
+"""
+    assert errors_among(log.splitlines()) == [
+        "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig: "
+        "Value error, User-specified max_model_len (4096) is greater than the derived max_model_len",
+        "ValueError: another",
+    ]
 
 
 async def test_a_new_server_that_does_not_take_the_weights_is_told_again_by_the_next_request(engine, tmp_path):
