@@ -42,9 +42,7 @@ WarmStart = Annotated[
 Curriculum = Annotated[
     bool, typer.Option("--curriculum", help="Draw scenarios that are neither always nor never solved, as measured so far.")
 ]
-Concurrency = Annotated[
-    int, typer.Option("--concurrency", min=1, help="Rollouts at once; with --overlap half a step's rollouts keep an engine full.")
-]
+Concurrency = Annotated[int, typer.Option("--concurrency", min=1, help="Rollouts at once; with --overlap best half a step's.")]
 Overlap = Annotated[
     bool,
     typer.Option(
