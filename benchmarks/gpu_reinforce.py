@@ -85,7 +85,7 @@ class Stepper:
         times = {"seconds_train": time.monotonic() - began, "seconds_rollout": played.seconds, "seconds_waited": played.waited}
         for condition, picked in zip(self.run.conditions, self.picked.pop(step), strict=True):
             part, first = played.groups[first : first + len(picked)], first + len(picked)
-            self.draw.observe(condition, part)
+            self.draw.observe(condition, part, step=step)
             each = [condition.train.solved(one) for group in part for one in group.trajectories]
             solved[f"solved_{condition.name}"] = sum(each) / max(1, len(each))
         figures = {**times, **rounds.places.lap(), "staleness": staleness(played.groups, step), "levels": self.draw.state()}
@@ -96,7 +96,7 @@ async def reinforce(run: Run, *, seconds: float) -> dict[str, Any]:
     """Reinforcement learning for so many seconds. `tokens_per_second` are those that the engine sampled from the first step's
     beginning to the last one's end, whatever became of them."""
     given, began, start = run.arguments, time.monotonic(), await run.model.get_step()
-    draw = Draw(run.conditions, seed=given.seed, curriculum=not given.uniform, floor=given.floor)
+    draw = Draw(run.conditions, seed=given.seed, curriculum=not given.uniform)
     stepper, sampled, step = Stepper(run, draw), run.model.sampled, start
     until = math.inf if given.steps is None else start + given.steps
     async with open_rounds(

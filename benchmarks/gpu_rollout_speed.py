@@ -89,7 +89,7 @@ class Player:
             temperature=1.0,
         )
         for (one, picked), part in zip(jobs, played, strict=True):
-            self.draw.observe(one, part)
+            self.draw.observe(one, part, step=step)
             for scenario, group in zip(picked, part, strict=True):
                 self.lengths[one.name, scenario.level] += [each.trajectory.policy_tokens for each in group.trajectories]
         return [group for part in played for group in part]

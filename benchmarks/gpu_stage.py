@@ -4,7 +4,6 @@ in the other gpu_*.py."""
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 import anyio
 
+from art_mcp.agent.curriculum import Curriculum, outcomes_of, worth
 from art_mcp.agent.demonstrate import Demonstration, show_solutions
 from art_mcp.agent.evaluate import balanced, evaluation, wilson
 from art_mcp.agent.group import gather_trajectory_groups
@@ -98,57 +98,41 @@ def reached(trajectory: Trajectory, *, weight: float) -> float:
 
 
 class Draw:
-    """Which questions are played: of every condition as many, of the levels by what there is to learn, p·(1 − p) of the solved
-    rate p that was met last, and `floor` for each. Every arm walks through its own questions in an order of its own."""
+    """Which questions are played: the package's own curriculum for each condition, or a walk through its questions without."""
 
-    def __init__(self, conditions: Sequence[Condition], *, seed: int, curriculum: bool, floor: float = 0.03) -> None:
-        self._seed, self._curriculum, self._floor = seed, curriculum, floor
-        self._names = [condition.name for condition in conditions]
-        self._arms: dict[tuple[str, int], list[Scenario]] = defaultdict(list)
-        for condition in conditions:
-            for scenario in condition.train.split("train"):
-                self._arms[condition.name, scenario.level].append(scenario)
-        for (name, level), scenarios in self._arms.items():
-            random.Random(f"{seed}:{name}:{level}").shuffle(scenarios)
-        self.rates: dict[tuple[str, int], float] = dict.fromkeys(self._arms, 0.5)
-        self._next: dict[tuple[str, int], int] = dict.fromkeys(self._arms, 0)
+    def __init__(self, conditions: Sequence[Condition], *, seed: int, curriculum: bool) -> None:
+        self._seed = seed
+        self._questions = {condition.name: condition.train.split("train") for condition in conditions}
+        self._curricula = {name: Curriculum(questions, seed) for name, questions in self._questions.items()}
+        self._uniform = not curriculum
+        self._step = 0
 
     def shares(self, total: int, *, even: bool) -> list[int]:
         """How many of `total` questions each condition gets: as many, or by what there is to learn and a fifth at least."""
-        weights = [sum(self._weights(name).values()) for name in self._names]
+        weights = [sum(worth(rate) for rate in self._rates(name).values()) for name in self._curricula]
         least = total // (len(weights) if even else 5 * len(weights) // 2)
         rest = total - least * len(weights)
         counts = [least + int(rest * weight / sum(weights)) for weight in weights]
         counts[weights.index(max(weights))] += total - sum(counts)
         return counts
 
-    def _weights(self, condition: str) -> dict[int, float]:
-        """What each level of a condition counts in a draw."""
-        rates = {level: self.rates[name, level] for name, level in sorted(self._arms) if name == condition}
-        return {level: rate * (1 - rate) + self._floor if self._curriculum else 1.0 for level, rate in rates.items()}
+    def _rates(self, condition: str) -> dict[int, float]:
+        """The solved rate that is expected of each level."""
+        levels = sorted({scenario.level for scenario in self._questions[condition]})
+        return {level: self._curricula[condition].level_rate(level, self._step) for level in levels}
 
     def pick(self, condition: Condition, *, step: int, count: int) -> list[Scenario]:
-        weights = self._weights(condition.name)
-        chosen = random.Random(f"{self._seed}:{step}:{condition.name}").choices([*weights], [*weights.values()], k=count)
-        return [self._take((condition.name, level)) for level in chosen]
+        if self._uniform:
+            return pick(self._questions[condition.name], step=step, count=count, seed=self._seed)
+        return self._curricula[condition.name].draw(step, count)
 
-    def _take(self, arm: tuple[str, int]) -> Scenario:
-        place, self._next[arm] = self._next[arm], self._next[arm] + 1
-        return self._arms[arm][place % len(self._arms[arm])]
-
-    def observe(self, condition: Condition, groups: Sequence[TrajectoryGroup]) -> None:
-        solved: dict[int, list[bool]] = defaultdict(list)
-        for group in groups:
-            for one in group.trajectories:
-                assert group.scenario is not None
-                solved[group.scenario.level].append(condition.train.solved(one))
-        for level, each in solved.items():
-            arm = (condition.name, level)
-            share = min(0.5, len(each) / 64)  # few rollouts move the rate little
-            self.rates[arm] += share * (sum(each) / len(each) - self.rates[arm])
+    def observe(self, condition: Condition, groups: Sequence[TrajectoryGroup], *, step: int) -> None:
+        self._step = step
+        self._curricula[condition.name].note(step, outcomes_of(groups, condition.train))
 
     def state(self) -> dict[str, float]:
-        return {f"{name}/{level}": round(rate, 3) for (name, level), rate in sorted(self.rates.items())}
+        rates = {(name, level): rate for name in self._curricula for level, rate in self._rates(name).items()}
+        return {f"{name}/{level}": round(rate, 3) for (name, level), rate in rates.items()}
 
 
 async def play(

@@ -54,7 +54,7 @@ async def take_step(
     trained = time.monotonic()
     first = await first_token(model, requests[0].token_ids)
     for condition, part in zip(conditions, played, strict=True):
-        draw.observe(condition, part)
+        draw.observe(condition, part, step=step)
     scoring = time.monotonic()
     for condition, part in zip(conditions, played, strict=True):
         for group in part:
