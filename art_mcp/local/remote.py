@@ -215,8 +215,11 @@ class Child:
             reply = await getattr(self, message["do"])(message)
         except Exception as error:  # noqa: BLE001  handed on to the parent, which raises it there
             reply = {"error": type(error).__name__, "message": describe(error), "trace": traceback.format_exc()}
-        self._output.write(json.dumps({"id": message["id"], **reply}).encode() + b"\n")
-        self._output.flush()
+        try:
+            self._output.write(json.dumps({"id": message["id"], **reply}).encode() + b"\n")
+            self._output.flush()
+        except BrokenPipeError:
+            os._exit(1)  # the parent is dead: nobody is left to tell, and a traceback would be its user's last sight
 
     @property
     def worker(self) -> Worker:

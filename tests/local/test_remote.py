@@ -198,6 +198,16 @@ def test_a_parent_that_is_killed_leaves_no_child(spec):
     assert remaining(processes) == []
 
 
+def test_a_child_whose_parent_is_dead_leaves_no_traceback_on_the_terminal():
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-m", "art_mcp.local.remote"], **pipes) as child:
+        child.stdout.close()
+        child.stdin.write(b'{"id": 1, "do": "save", "folder": "nowhere"}\n')
+        child.stdin.close()
+        assert child.stderr.read() == b""
+    assert child.returncode == 1
+
+
 async def test_a_backend_ends_every_child_though_one_of_them_does_not_end_as_it_should(monkeypatch):
     backend = LocalBackend(in_process=False, threads=1)
     models = [TrainableModel(name=name) for name in ("first", "second")]
