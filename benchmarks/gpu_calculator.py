@@ -62,9 +62,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--eval-n", type=int, default=500, help="held-out questions of levels 1 to 5, for each figure")
     parser.add_argument("--reserve", type=float, default=75.0, help="seconds kept for the evaluation after training")
     parser.add_argument(
-        "--before", nargs="*", choices=tuple(DECODINGS), default=tuple(DECODINGS), help="evaluate so before training"
+        "--before",
+        nargs="*",
+        choices=tuple(DECODINGS),
+        default=tuple(DECODINGS),
+        help="evaluate so before training",
     )
-    parser.add_argument("--no-before", action="store_true", help="do not evaluate before training")
+    parser.add_argument("--no-before", dest="before", action="store_const", const=(), help="do not evaluate before training")
     parser.add_argument("--against", type=Path, help="the result.json whose start is compared with")
     parser.add_argument("--save", type=Path, help="where the trained model is left")
     parser.add_argument("--dump", type=Path, help="a file for the tokens and logprobs of the evaluations at temperature 1")
@@ -201,7 +205,7 @@ async def main(arguments: argparse.Namespace) -> None:
             clock.say(f"started: {backend.facts(model)}; {len(shown)} demonstrations played in {playing:.1f} s")
             report.add(status="started", facts=backend.facts(model), seconds_start=clock.spent(), seconds_playing=playing)
             run = Run(arguments, model, backend, conditions, clock, report, Curve(clock), shown)
-            if not (arguments.no_before or arguments.against):
+            if arguments.before and not arguments.against:
                 reserve = arguments.reserve + min(60.0, arguments.seconds)
                 await evaluate_all(run, "before", levels=MAIN, reserve=reserve, decodings=arguments.before)
             await learn(run)

@@ -14,9 +14,9 @@ from typing import Any
 
 import anyio
 
-from art_mcp.agent.curriculum import Curriculum, outcomes_of, worth
+from art_mcp.agent.curriculum import Curriculum, allot, outcomes_of, worth
 from art_mcp.agent.demonstrate import Demonstration, show_solutions
-from art_mcp.agent.evaluate import balanced, evaluation, wilson
+from art_mcp.agent.evaluate import evaluation, wilson
 from art_mcp.agent.group import gather_trajectory_groups
 from art_mcp.agent.loop import pick
 from art_mcp.agent.places import Places, places_of
@@ -71,17 +71,20 @@ async def play_demonstrations(
     shown: list[Demonstration] = []
     for condition in conditions:
         everything = condition.train.split("train")
-        order, wanted = pick(everything, step=0, count=len(everything), seed=seed), count // len(conditions)
-        scenarios = balanced(order, wanted) if shares is None else shared(order, wanted, shares)
+        order = pick(everything, step=0, count=len(everything), seed=seed)
+        scenarios = first_of_each(order, count // len(conditions), shares)
         shown += await show_solutions(scenarios, environment=condition.train, toolbox=condition.toolbox)
     return shown
 
 
-def shared(scenarios: Sequence[Scenario], n: int, shares: Sequence[float]) -> list[Scenario]:
-    """About the first `n`, of the lowest level the first share, and so on."""
-    levels = sorted({scenario.level for scenario in scenarios})
-    counts = {level: round(n * share / sum(shares)) for level, share in zip(levels, shares, strict=True)}
-    return [one for level in levels for one in [s for s in scenarios if s.level == level][: counts[level]]]
+def first_of_each(scenarios: Sequence[Scenario], n: int, shares: Sequence[float] | None) -> list[Scenario]:
+    """The first of every level, `n` in all, in these `shares` from the lowest level up; equal ones unless given."""
+    by_level: dict[int, list[Scenario]] = defaultdict(list)
+    for scenario in scenarios:
+        by_level[scenario.level].append(scenario)
+    weights = dict(zip(sorted(by_level), shares or [1.0] * len(by_level), strict=True))
+    counts = allot({level: weight / sum(weights.values()) for level, weight in weights.items()}, n, offset=0.5)
+    return [scenario for level, count in counts.items() for scenario in by_level[level][:count]]
 
 
 def reached(trajectory: Trajectory, *, weight: float) -> float:
