@@ -29,7 +29,7 @@ from art_mcp.agent.demonstrate import Demonstration, sample_of
 from art_mcp.agent.imitation import Lessons, imitation_loop
 from art_mcp.core.samples import make_sample
 from art_mcp.types import Sample, ScoredTrajectory, TrainConfig
-from benchmarks.gpu_reinforce import Run, compare_with_raw, reinforce
+from benchmarks.gpu_reinforce import Run, compare_with_raw, reinforce, samples_of_a_step
 from benchmarks.gpu_replay import Recorded
 from benchmarks.gpu_report import Clock, Curve, Report, describe_run, mcnemar
 from benchmarks.gpu_setup import make_backend, make_spec, parser_of
@@ -71,7 +71,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--no-before", dest="before", action="store_const", const=(), help="do not evaluate before training")
     parser.add_argument("--against", type=Path, help="the result.json whose start is compared with")
     parser.add_argument("--save", type=Path, help="where the trained model is left")
-    parser.add_argument("--dump", type=Path, help="a file for the tokens and logprobs of the evaluations at temperature 1")
+    parser.add_argument(
+        "--dump",
+        type=Path,
+        help="a file for the tokens and logprobs of the evaluations at temperature 1, and of one more step's rollouts",
+    )
     given = parser.parse_args(argv)
     if given.warm_start is None:
         given.warm_start = 0 if given.resume else 2000
@@ -103,17 +107,16 @@ async def evaluate_all(
             main = figures.get("levels_1_5", {})
             shown = f"{main.get('solved')} of {main.get('n')} in {figures.get('seconds')} s"
             run.clock.say(f"{label} {condition.name} {decoding}: {shown}")
-    dump(run.arguments.dump, label, kept)
+    dump(run.arguments.dump, label, [make_sample(one.trajectory, 1.0) for one in kept])
     return found
 
 
-def dump(path: Path | None, label: str, played: Sequence[ScoredTrajectory]) -> None:
-    """Adds what was sampled under `label` to a JSON file, for checks of the logprobs elsewhere."""
-    if path is not None and played:
+def dump(path: Path | None, label: str, samples: Sequence[Sample]) -> None:
+    """Adds `samples` under `label` to a JSON file, for checks of logprobs and gradients elsewhere."""
+    if path is not None and samples:
         path.parent.mkdir(parents=True, exist_ok=True)
         values = json.loads(path.read_text()) if path.is_file() else {}
-        samples = [make_sample(one.trajectory, 1.0) for one in played]
-        rows = [[list(one.token_ids), [int(on) for on in one.trainable], one.logprobs, 1.0] for one in samples]
+        rows = [[list(one.token_ids), [int(on) for on in one.trainable], one.logprobs, one.advantage] for one in samples]
         path.write_text(json.dumps({**values, label: rows}))
 
 
@@ -213,6 +216,8 @@ async def main(arguments: argparse.Namespace) -> None:
             if arguments.save:
                 await backend.save(model, str(arguments.save))
             await compare_with_raw(run)
+            if arguments.dump:
+                dump(arguments.dump, "step", await samples_of_a_step(run))
             after = await evaluate_all(run, "after", levels=MAIN, reserve=15.0)
             compare(run, after)
             await evaluate_all(run, "after_levels_6_8", levels=BEYOND, reserve=15.0)

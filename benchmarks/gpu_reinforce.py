@@ -16,7 +16,8 @@ from art_mcp.agent.demonstrate import Demonstration
 from art_mcp.agent.loop import check_alive, summarize
 from art_mcp.agent.overlap import Played, Rounds, open_rounds, staleness
 from art_mcp.agent.places import Places, places_of
-from art_mcp.types import Scenario, TrainConfig, TrajectoryGroup
+from art_mcp.core.samples import make_samples
+from art_mcp.types import Sample, Scenario, TrainConfig, TrajectoryGroup
 from benchmarks.gpu_replay import Recorded, cpu_seconds, first_token, replay
 from benchmarks.gpu_report import Clock, Curve, Report
 from benchmarks.gpu_stage import Condition, Draw, play
@@ -143,6 +144,15 @@ def rate_at(arguments: argparse.Namespace, share: float) -> float:
         return arguments.learning_rate
     fall = 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
     return arguments.final_rate + (arguments.learning_rate - arguments.final_rate) * fall
+
+
+async def samples_of_a_step(run: Run) -> list[Sample]:
+    """What another step would learn from, which is not taken: its samples with an advantage, sampled under the weights that
+    are saved."""
+    step = await run.model.get_step()
+    stepper = Stepper(run, Draw(run.conditions, seed=run.arguments.seed, curriculum=True))
+    groups = await stepper.gather(step, places_of(run.arguments.concurrency))
+    return [sample for sample in make_samples(groups, run.config, step=step) if sample.advantage]
 
 
 async def compare_with_raw(run: Run) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from glob import escape
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from art_mcp.errors import RunError, boundary
 from art_mcp.local.torch_trainer import TorchTrainer
@@ -69,11 +70,32 @@ def save_checkpoint(folder: Path, *, trainer: TorchTrainer, tokenizer: Any, step
 
 
 def write_weights(folder: Path, *, trainer: TorchTrainer, tokenizer: Any) -> None:
-    """What another engine loads: the adapter alone, or the whole model with its tokenizer; nothing to train on with."""
-    with written_aside(folder) as aside:
-        trainer.model.save_pretrained(aside, safe_serialization=True)
-        if not hasattr(trainer.model, "peft_config"):
-            tokenizer.save_pretrained(aside)
+    """What another engine loads: the adapter alone, or the whole model with its tokenizer; nothing to train on with.
+
+    `folder` is new, and gone where it cannot be whole. It is read at once and worth nothing after a crash, so nobody waits for
+    the disk.
+    """
+    with boundary(RunError, f"writing {folder}", OSError, RuntimeError, SafetensorError), ExitStack() as unfinished:
+        unfinished.callback(shutil.rmtree, folder, ignore_errors=True)
+        if hasattr(trainer.model, "peft_config"):
+            trainer.model.save_pretrained(folder, safe_serialization=True, state_dict=fetched(trainer.model))
+        else:
+            trainer.model.save_pretrained(folder, safe_serialization=True)
+            tokenizer.save_pretrained(folder)
+        unfinished.pop_all()
+
+
+def fetched(model: torch.nn.Module) -> dict[str, Tensor]:
+    """What is trained of `model`, by name, in the memory of the CPU: from a GPU in one copy for each type, because each copy
+    waits until those who share the GPU let it in, and an adapter has hundreds of tensors."""
+    trained = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+    found: dict[str, Tensor] = {}
+    for dtype in {weight.dtype for weight in trained.values()}:
+        alike = {name: weight for name, weight in trained.items() if weight.dtype == dtype}
+        flat = torch.cat([weight.flatten() for weight in alike.values()]).cpu()
+        parts = flat.split([weight.numel() for weight in alike.values()])
+        found |= {name: part.view(weight.shape).clone() for (name, weight), part in zip(alike.items(), parts, strict=True)}
+    return found
 
 
 def load_checkpoint(folder: Path, trainer: TorchTrainer) -> int:

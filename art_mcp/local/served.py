@@ -85,8 +85,9 @@ class ServedWorker:
 
     async def train(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
         """One step, after which the new policy is published; what is in flight ends under the old one. `seconds_publish` of
-        the metrics is from the last gradient until requests are sampled under the new policy. An engine that cannot have it
-        is told, and the step stands: whoever samples next tries it again, and has the failure."""
+        the metrics is from the last gradient until requests are sampled under the new policy; of it, `seconds_write` is until
+        the weights are written, the rest until the engine has read them. An engine that cannot have them is told, and the
+        step stands: whoever samples next tries it again, and has the failure."""
         return await asyncio.shield(self._train(samples, config))
 
     async def imitate(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
@@ -117,7 +118,8 @@ class ServedWorker:
             metrics = await self.learner.train(samples, config)
             began = monotonic()
             try:
-                await self._publish()
+                written = await self._publish()
+                metrics["seconds_write"] = written - began
             except EngineError as failure:
                 say(f"step {self.step} is not published yet: {failure}")
         return {**metrics, "seconds_publish": monotonic() - began}
@@ -143,14 +145,18 @@ class ServedWorker:
             if self._stale:
                 await self._publish()
 
-    async def _publish(self) -> None:
-        """Afterwards learner and engine are equal; where it fails, whoever samples next tries it again."""
+    async def _publish(self) -> float:
+        """Afterwards learner and engine are equal; where it fails, whoever samples next tries it again. Returns when the
+        weights were written."""
         equal = False
         try:
-            await self.engine.publish(self.step, await write_version(self.learner, self._versions))
+            folder = await write_version(self.learner, self._versions)
+            written = monotonic()
+            await self.engine.publish(self.step, folder)
             equal = True
         finally:
             self._stale = not equal
+        return written
 
 
 async def open_served(name: str, spec: ModelSpec, load: Callable[[], Learner], settings: VllmSettings) -> ServedWorker:

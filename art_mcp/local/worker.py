@@ -128,7 +128,7 @@ class Worker:
         )
 
     async def write_weights(self, folder: Path) -> None:
-        """What an engine elsewhere loads: the adapter, or the whole model; written aside, without the optimizer."""
+        """What an engine elsewhere loads, in a new folder: the adapter, or the whole model; without the optimizer."""
         await self.engine.exclusive(lambda: write_weights(folder, trainer=self.trainer, tokenizer=self._tokenizer))
 
     async def close(self) -> None:

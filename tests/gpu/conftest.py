@@ -20,12 +20,14 @@ sys.path.append(str(Path(__file__).parent))  # the helpers beside the tests
 
 @dataclass(frozen=True)
 class GpuRun:
-    """A finished run: `before` and `after` are what the base and the trained model sampled at temperature 1."""
+    """A finished run: `before` and `after` are what the base and the trained model sampled at temperature 1, `step` what the
+    trained one would have learned from next."""
 
     model: Path
     adapter: Path
     before: list[Sample]
     after: list[Sample]
+    step: list[Sample]
     result: dict
 
 
@@ -49,7 +51,7 @@ def gpu_run(model_folder, tmp_path_factory):
         label: [unpack(row) for row in rows] for label, rows in json.loads((folder / "samples.json").read_text()).items()
     }
     result = json.loads((folder / "result.json").read_text())
-    return GpuRun(model_folder, folder / "saved", sampled["before"], sampled["after"], result)
+    return GpuRun(model_folder, folder / "saved", sampled["before"], sampled["after"], sampled["step"], result)
 
 
 def unpack(row):

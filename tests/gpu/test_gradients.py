@@ -22,21 +22,27 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def samples(gpu_run):
-    """Real rollouts, half of them better than the others."""
-    return [replace(sample, advantage=(-1.0) ** place) for place, sample in enumerate(gpu_run.after[:96])]
+    """What the next step would learn from: groups that were not all solved, with the advantages of their rewards."""
+    return gpu_run.step[:128]
 
 
 @pytest.fixture(scope="module")
-def here(gpu_run, samples):
-    found = first_gradient("torch", gpu_run.adapter, samples)
+def temperature(gpu_run):
+    """At which those rollouts were sampled."""
+    return float(gpu_run.result["arguments"]["temperature"])
+
+
+@pytest.fixture(scope="module")
+def here(gpu_run, samples, temperature):
+    found = first_gradient("torch", gpu_run.adapter, samples, temperature=temperature)
     torch.cuda.empty_cache()
     return found
 
 
 @pytest.fixture(scope="module")
-def exact(gpu_run, samples, tmp_path_factory):
+def exact(gpu_run, samples, temperature, tmp_path_factory):
     """The gradient of the same weights in double precision."""
-    return in_a_process("exact", gpu_run.adapter, samples, tmp_path_factory.mktemp("exact"))
+    return in_a_process("exact", gpu_run.adapter, samples, temperature=temperature, folder=tmp_path_factory.mktemp("exact"))
 
 
 @pytest.fixture
@@ -50,11 +56,12 @@ async def untrained(gpu_run, tmp_path):
     return tmp_path / "untrained"
 
 
-def in_a_process(kind, adapter, samples, folder):
+def in_a_process(kind, adapter, samples, *, temperature, folder):
     rows = [[list(s.token_ids), [int(on) for on in s.trainable], s.logprobs, s.advantage] for s in samples]
     (folder / "samples.json").write_text(json.dumps(rows))
     out = folder / f"{kind}.safetensors"
-    command = [sys.executable, str(HERE / "gradient.py"), kind, str(adapter), str(folder / "samples.json"), str(out)]
+    asked = [kind, str(adapter), str(folder / "samples.json"), str(temperature), str(out)]
+    command = [sys.executable, str(HERE / "gradient.py"), *asked]
     done = subprocess.run(command, check=False, cwd=HERE.parent.parent, capture_output=True, text=True)
     assert done.returncode == 0, f"{kind}: {done.stderr[-3000:]}"
     with safe_open(out, "pt") as file:
@@ -72,12 +79,12 @@ def compare(one, other):
 
 @pytest.mark.parametrize("kind", ["unsloth", "torch"])
 def test_the_first_gradient_has_the_direction_of_torchs_and_is_as_near_the_exact_one(
-    kind, gpu_run, samples, here, exact, tmp_path, note
+    kind, gpu_run, samples, temperature, here, exact, tmp_path, note
 ):
     """Where a trained policy is nearly sure, few tokens make the gradient, and rounding to half precision moves just these: two
     computations by the same trainer, with the opening shared and without, were up to 0.07 apart in length and 0.986 in
     cosine on a small model of 0.14 nats a token (0.01 and 0.998 at 0.38). The exact gradient says how much is rounding."""
-    gradient, figures = in_a_process(kind, gpu_run.adapter, samples, tmp_path)
+    gradient, figures = in_a_process(kind, gpu_run.adapter, samples, temperature=temperature, folder=tmp_path)
     apart = {"of_torchs": compare(gradient, here[0]), "of_exact": compare(gradient, exact[0])}
     torchs = compare(here[0], exact[0])
     note(**apart, torchs_of_exact=torchs, figures=figures, torch_figures=here[1], exact_figures=exact[1])
@@ -90,8 +97,8 @@ async def test_a_gradient_to_which_every_token_adds_has_the_length_of_the_exact_
     """What the base model sampled under its own weights, all of it good: many tokens are unsure and nothing cancels, so that a
     wrong scale would show. Half precision alone turns it: torch's cosine with the exact one was 0.9895 on an H100."""
     good = [replace(sample, advantage=1.0) for sample in gpu_run.before[:48]]
-    gradient, figures = in_a_process(kind, untrained, good, tmp_path)
-    exact, exact_figures = in_a_process("exact", untrained, good, tmp_path)
+    gradient, figures = in_a_process(kind, untrained, good, temperature=1.0, folder=tmp_path)
+    exact, exact_figures = in_a_process("exact", untrained, good, temperature=1.0, folder=tmp_path)
     apart = compare(gradient, exact)
     note(**apart, figures=figures, exact_figures=exact_figures)
     assert apart["cosine"] >= 0.98
@@ -99,12 +106,12 @@ async def test_a_gradient_to_which_every_token_adds_has_the_length_of_the_exact_
     assert figures["loss"] == pytest.approx(exact_figures["loss"], rel=0.03)
 
 
-async def test_torch_takes_the_same_step_in_both_process_modes(gpu_run, samples, note):
+async def test_torch_takes_the_same_step_in_both_process_modes(gpu_run, samples, temperature, note):
     spec = ModelSpec(source=str(gpu_run.adapter))
     metrics = []
     for make in (Worker, RemoteWorker):
         worker = make("policy", spec, Settings())
-        metrics.append(await worker.train(samples, CONFIG))
+        metrics.append(await worker.train(samples, CONFIG.with_(temperature=temperature)))
         await worker.close()
         del worker
         torch.cuda.empty_cache()

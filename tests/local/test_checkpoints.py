@@ -11,7 +11,14 @@ import torch
 from toys import draw_tokens, log_probs_of, save_toy
 
 from art_mcp.errors import ArtMcpError, RunError
-from art_mcp.local.checkpoints import OPTIMIZER_FILE, STATE_FILE, load_checkpoint, save_checkpoint, written_aside
+from art_mcp.local.checkpoints import (
+    OPTIMIZER_FILE,
+    STATE_FILE,
+    load_checkpoint,
+    save_checkpoint,
+    write_weights,
+    written_aside,
+)
 from art_mcp.local.models import load_model
 from art_mcp.local.torch_trainer import TorchTrainer
 from art_mcp.types import LoraSpec, ModelSpec, Sample, TrainConfig
@@ -58,6 +65,24 @@ def test_training_goes_on_from_a_checkpoint_to_the_last_bit(tmp_path, toy, lora)
     assert again.facts["trainable_parameters"] == loaded.facts["trainable_parameters"]
     assert trainer.step(BATCHES[2], CONFIG, step=2) == resumed.step(BATCHES[2], CONFIG, step=2)
     assert all(map(torch.equal, weights_of(resumed), weights_of(trainer)))
+
+
+@pytest.mark.parametrize("lora", [None, LoraSpec(rank=4)])
+def test_what_an_engine_gets_is_the_policy_as_the_checkpoint_has_it_and_no_optimizer(tmp_path, toy, lora):
+    trainer, loaded = open_trainer(toy, lora=lora)
+    trainer.step(BATCHES[0], CONFIG, step=0)
+    write_weights(tmp_path / "published", trainer=trainer, tokenizer=loaded.tokenizer)
+    save_checkpoint(tmp_path / "saved", trainer=trainer, tokenizer=loaded.tokenizer, step=1)
+    name = "model.safetensors" if lora is None else "adapter_model.safetensors"
+    assert (tmp_path / "published" / name).read_bytes() == (tmp_path / "saved" / name).read_bytes()
+    assert not (tmp_path / "published" / OPTIMIZER_FILE).exists()
+
+
+def test_weights_that_find_no_room_are_a_clear_error(tmp_path, toy):
+    trainer, loaded = open_trainer(toy)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RunError, match=r"writing .*file"):
+        write_weights(tmp_path / "file" / "1", trainer=trainer, tokenizer=loaded.tokenizer)
 
 
 def test_the_random_numbers_of_torch_go_on_too(tmp_path, toy):
