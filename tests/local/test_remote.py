@@ -1,6 +1,7 @@
 """A worker in a child process: the same numbers, its failures by name, and an end whoever dies first."""
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -14,7 +15,7 @@ from toys import draw_tokens, save_toy
 
 from art_mcp.errors import EngineError, ModelError, TrainError
 from art_mcp.local.backend import LocalBackend
-from art_mcp.local.remote import RemoteWorker
+from art_mcp.local.remote import RemoteWorker, packed, unpacked
 from art_mcp.local.worker import WORKSPACE, Settings, Worker
 from art_mcp.model import TrainableModel
 from art_mcp.types import LoraSpec, ModelSpec, Sample, SamplingParams, TrainConfig
@@ -75,6 +76,12 @@ async def test_a_child_gives_the_numbers_of_this_process_to_the_last_bit(remote)
     wanted = await two_steps(here)
     await here.close()
     assert await two_steps(remote) == wanted
+
+
+@pytest.mark.parametrize("logprobs", [(0.0, -1 / 3, -5e-324), None])
+def test_a_sample_crosses_to_the_last_bit(logprobs):
+    sample = Sample((2**31 - 1, 0, 151_665), (False, True, True), logprobs, -0.1)
+    assert unpacked(json.loads(json.dumps(packed(sample)))) == sample
 
 
 async def test_the_child_of_a_deterministic_run_starts_with_what_cublas_needs_unless_its_user_chose_it(
