@@ -7,7 +7,7 @@ import math
 import random
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from statistics import fmean
 from time import monotonic
@@ -17,6 +17,7 @@ import anyio
 
 from art_mcp.agent.curriculum import Curriculum, outcomes_of, solved_by_level
 from art_mcp.agent.group import gather_trajectory_groups
+from art_mcp.agent.heap import older_objects_left_alone
 from art_mcp.agent.overlap import Gather, Played, Rounds, open_rounds, staleness
 from art_mcp.agent.places import Places, places_of
 from art_mcp.environment import Environment
@@ -99,7 +100,10 @@ async def train_loop(
             progress=progress,
         )
 
-    async with saved_steps(model, save, every=plan.save_every) as taken, rounds_of(plan, gather, spent=spent) as rounds:
+    async with AsyncExitStack() as stack:
+        taken = await stack.enter_async_context(saved_steps(model, save, every=plan.save_every))
+        stack.enter_context(older_objects_left_alone())
+        rounds = await stack.enter_async_context(rounds_of(plan, gather, spent=spent))
         while plan.goes_on(step, spent=monotonic() - began):
             played = await rounds.play(step)
             check_alive(played.groups)
