@@ -33,7 +33,7 @@ from benchmarks.gpu_reinforce import Run, compare_with_raw, reinforce, samples_o
 from benchmarks.gpu_replay import Recorded
 from benchmarks.gpu_report import Clock, Curve, Report, describe_run, mcnemar
 from benchmarks.gpu_setup import make_backend, make_spec, parser_of
-from benchmarks.gpu_stage import Condition, measure, open_conditions, play_demonstrations
+from benchmarks.gpu_stage import Condition, Draw, measure, open_conditions, play_demonstrations
 
 MAIN, BEYOND = (1, 2, 3, 4, 5), (6, 7, 8)
 DECODINGS = {"greedy": 0.0, "sampled": 1.0}
@@ -207,7 +207,8 @@ async def main(arguments: argparse.Namespace) -> None:
             shown, playing = await open_model(model, backend, conditions, arguments)
             clock.say(f"started: {backend.facts(model)}; {len(shown)} demonstrations played in {playing:.1f} s")
             report.add(status="started", facts=backend.facts(model), seconds_start=clock.spent(), seconds_playing=playing)
-            run = Run(arguments, model, backend, conditions, clock, report, Curve(clock), shown)
+            draw = Draw(conditions, seed=arguments.seed, curriculum=not arguments.uniform)
+            run = Run(arguments, model, backend, conditions, clock, report, Curve(clock), shown, draw)
             if arguments.before and not arguments.against:
                 reserve = arguments.reserve + min(60.0, arguments.seconds)
                 await evaluate_all(run, "before", levels=MAIN, reserve=reserve, decodings=arguments.before)
@@ -216,10 +217,10 @@ async def main(arguments: argparse.Namespace) -> None:
             if arguments.save:
                 await backend.save(model, str(arguments.save))
             await compare_with_raw(run)
-            if arguments.dump:
-                dump(arguments.dump, "step", await samples_of_a_step(run))
             after = await evaluate_all(run, "after", levels=MAIN, reserve=15.0)
             compare(run, after)
+            if arguments.dump:
+                dump(arguments.dump, "step", await samples_of_a_step(run))
             await evaluate_all(run, "after_levels_6_8", levels=BEYOND, reserve=15.0)
             report.add(status="finished", seconds_total=clock.spent())
     except BaseException as error:

@@ -7,12 +7,14 @@ import argparse
 import math
 import time
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
 
 from art_mcp.agent.demonstrate import Demonstration
+from art_mcp.agent.heap import older_objects_left_alone
 from art_mcp.agent.loop import check_alive, summarize
 from art_mcp.agent.overlap import Played, Rounds, open_rounds, staleness
 from art_mcp.agent.places import Places, places_of
@@ -35,6 +37,7 @@ class Run:
     report: Report
     curve: Curve
     shown: Sequence[Demonstration]
+    draw: Draw
 
     @property
     def config(self) -> TrainConfig:
@@ -55,16 +58,15 @@ class Stepper:
     """What the steps of a run share; `picked` are the questions of those that are not trained yet, by condition."""
 
     run: Run
-    draw: Draw
     picked: dict[int, list[list[Scenario]]] = field(default_factory=dict[int, list[list[Scenario]]])
 
     async def gather(self, step: int, places: Places) -> list[TrajectoryGroup]:
         """A step's questions with `evaluate` offered and those without: as many of each, or by what there is to learn."""
         given, conditions = self.run.arguments, self.run.conditions
         if step not in self.picked:
-            counts = self.draw.shares(given.groups, even=given.share == "even")
+            counts = self.run.draw.shares(given.groups, even=given.share == "even")
             chosen = zip(conditions, counts, strict=True)
-            self.picked[step] = [self.draw.pick(condition, step=step, count=count) for condition, count in chosen]
+            self.picked[step] = [self.run.draw.pick(condition, step=step, count=count) for condition, count in chosen]
         played = await play(
             conditions,
             self.picked[step],
@@ -86,10 +88,10 @@ class Stepper:
         times = {"seconds_train": time.monotonic() - began, "seconds_rollout": played.seconds, "seconds_waited": played.waited}
         for condition, picked in zip(self.run.conditions, self.picked.pop(step), strict=True):
             part, first = played.groups[first : first + len(picked)], first + len(picked)
-            self.draw.observe(condition, part, step=step)
+            self.run.draw.observe(condition, part, step=step)
             each = [condition.train.solved(one) for group in part for one in group.trajectories]
             solved[f"solved_{condition.name}"] = sum(each) / max(1, len(each))
-        figures = {**times, **rounds.places.lap(), "staleness": staleness(played.groups, step), "levels": self.draw.state()}
+        figures = {**times, **rounds.places.lap(), "staleness": staleness(played.groups, step), "levels": self.run.draw.state()}
         return {**summarize(played.groups), **metrics, **solved, **figures}
 
 
@@ -97,17 +99,19 @@ async def reinforce(run: Run, *, seconds: float) -> dict[str, Any]:
     """Reinforcement learning for so many seconds. `tokens_per_second` are those that the engine sampled from the first step's
     beginning to the last one's end, whatever became of them."""
     given, began, start = run.arguments, time.monotonic(), await run.model.get_step()
-    draw = Draw(run.conditions, seed=given.seed, curriculum=not given.uniform)
-    stepper, sampled, step = Stepper(run, draw), run.model.sampled, start
+    stepper, sampled, step = Stepper(run), run.model.sampled, start
     until = math.inf if given.steps is None else start + given.steps
-    async with open_rounds(
-        stepper.gather,
-        places=places_of(given.concurrency),
-        rollouts=given.groups * given.rollouts,
-        ahead=given.overlap,
-        steps=None if given.steps is None else start + given.steps,
-        until=anyio.current_time() + seconds,
-    ) as rounds:
+    async with AsyncExitStack() as stack:
+        stack.enter_context(older_objects_left_alone())
+        playing = open_rounds(
+            stepper.gather,
+            places=places_of(given.concurrency),
+            rollouts=given.groups * given.rollouts,
+            ahead=given.overlap,
+            steps=None if given.steps is None else start + given.steps,
+            until=anyio.current_time() + seconds,
+        )
+        rounds = await stack.enter_async_context(playing)
         while (spent := time.monotonic() - began) < seconds and step < until:
             keep_requests(run)
             started, cpu, before = time.monotonic(), cpu_seconds(), run.model.sampled
@@ -128,7 +132,7 @@ async def reinforce(run: Run, *, seconds: float) -> dict[str, Any]:
         "seconds": taken,
         "sampled_tokens": tokens,
         "tokens_per_second": rate,
-        "levels": draw.state(),
+        "levels": run.draw.state(),
     }
 
 
@@ -150,8 +154,7 @@ async def samples_of_a_step(run: Run) -> list[Sample]:
     """What another step would learn from, which is not taken: its samples with an advantage, sampled under the weights that
     are saved."""
     step = await run.model.get_step()
-    stepper = Stepper(run, Draw(run.conditions, seed=run.arguments.seed, curriculum=True))
-    groups = await stepper.gather(step, places_of(run.arguments.concurrency))
+    groups = await Stepper(run).gather(step, places_of(run.arguments.concurrency))
     return [sample for sample in make_samples(groups, run.config, step=step) if sample.advantage]
 
 

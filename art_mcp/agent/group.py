@@ -12,7 +12,6 @@ import anyio
 
 from art_mcp.agent.clock import Clocks
 from art_mcp.agent.converse import converse
-from art_mcp.agent.heap import older_objects_left_alone
 from art_mcp.agent.places import Places, places_of
 from art_mcp.agent.rollout import name_rollout, rollout
 from art_mcp.agent.trace import outcome_of, rewards_of, traced
@@ -201,7 +200,7 @@ async def gather_groups(
             tell(rewards_of(group))
         groups[place] = group
 
-    with older_objects_left_alone(), first_failure():
+    with first_failure():
         async with anyio.create_task_group() as tasks:
             for place in range(len(scenarios)):
                 tasks.start_soon(gather, place)

@@ -78,7 +78,9 @@ def write_weights(folder: Path, *, trainer: TorchTrainer, tokenizer: Any) -> Non
     with boundary(RunError, f"writing {folder}", OSError, RuntimeError, SafetensorError), ExitStack() as unfinished:
         unfinished.callback(shutil.rmtree, folder, ignore_errors=True)
         if hasattr(trainer.model, "peft_config"):
-            trainer.model.save_pretrained(folder, safe_serialization=True, state_dict=fetched(trainer.model))
+            state = fetched(trainer.model)
+            # otherwise peft asks the hub for the base's vocabulary each time
+            trainer.model.save_pretrained(folder, safe_serialization=True, state_dict=state, save_embedding_layers=False)
         else:
             trainer.model.save_pretrained(folder, safe_serialization=True)
             tokenizer.save_pretrained(folder)
@@ -86,9 +88,10 @@ def write_weights(folder: Path, *, trainer: TorchTrainer, tokenizer: Any) -> Non
 
 
 def fetched(model: torch.nn.Module) -> dict[str, Tensor]:
-    """What is trained of `model`, by name, in the memory of the CPU: from a GPU in one copy for each type, because each copy
-    waits until those who share the GPU let it in, and an adapter has hundreds of tensors."""
-    trained = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+    """The adapters of `model`, by name, in the memory of the CPU: from a GPU in one copy for each type, because each copy waits
+    until those who share the GPU let it in, and an adapter has hundreds of tensors."""
+    weights = model.named_parameters()
+    trained = {name: weight.detach() for name, weight in weights if weight.requires_grad or "lora_" in name}
     found: dict[str, Tensor] = {}
     for dtype in {weight.dtype for weight in trained.values()}:
         alike = {name: weight for name, weight in trained.items() if weight.dtype == dtype}

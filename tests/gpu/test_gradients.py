@@ -23,6 +23,7 @@ HERE = Path(__file__).parent
 @pytest.fixture(scope="module")
 def samples(gpu_run):
     """What the next step would learn from: groups that were not all solved, with the advantages of their rewards."""
+    assert gpu_run.step, "the run that ART_MCP_GPU_RUN names has no samples of a next step: make it anew, with --dump"
     return gpu_run.step[:256]
 
 
@@ -40,11 +41,11 @@ def here(gpu_run, samples, temperature):
 
 
 @pytest.fixture(scope="module")
-def first(gpu_run, samples, temperature, tmp_path_factory):
+def gradient_of(gpu_run, samples, temperature, tmp_path_factory):
     """The first gradient of a trainer in a precision, computed once in a process of its own."""
     found = {}
 
-    def first(trainer, dtype):
+    def gradient_of(trainer, dtype):
         if (trainer, dtype) not in found:
             folder = tmp_path_factory.mktemp(f"{trainer}-{dtype}")
             found[trainer, dtype] = in_a_process(
@@ -52,7 +53,7 @@ def first(gpu_run, samples, temperature, tmp_path_factory):
             )
         return found[trainer, dtype]
 
-    return first
+    return gradient_of
 
 
 @pytest.fixture
@@ -87,21 +88,22 @@ def compare(one, other):
     return {"cosine": cosine, "size": float(flat[0].norm()) / size, "distance": float((flat[0] - flat[1]).norm()) / size}
 
 
-def test_in_single_precision_the_first_gradient_of_unsloth_is_that_of_torch(first, note):
-    """Little is rounded there, so what is apart would be the objective, the masks, or what the model is given."""
-    (unsloth, figures), (plain, plain_figures) = first("unsloth", "float32"), first("torch", "float32")
-    apart = compare(unsloth, plain)
-    note(**apart, of_exact=compare(unsloth, first("torch", "float64")[0]), figures=figures, torch_figures=plain_figures)
-    assert apart["cosine"] >= 0.999
-    assert apart["size"] == pytest.approx(1.0, abs=0.01)
+def test_in_single_precision_the_first_gradient_of_unsloth_is_torchs_exact_one(gradient_of, note):
+    """Little is rounded there, so what is apart would be the objective, the masks, or what the model is given. (Torch's own
+    float32 would not do: its products are in bfloat16 on a GPU.)"""
+    (unsloth, figures), (exact, exact_figures) = gradient_of("unsloth", "float32"), gradient_of("torch", "float64")
+    apart = compare(unsloth, exact)
+    note(**apart, figures=figures, exact_figures=exact_figures)
+    assert apart["cosine"] >= 0.99
+    assert apart["size"] == pytest.approx(1.0, abs=0.02)
 
 
 @pytest.mark.parametrize("trainer", ["unsloth", "torch"])
-def test_the_first_gradient_has_the_direction_of_torchs_and_is_as_near_the_exact_one(trainer, here, first, note):
+def test_the_first_gradient_has_the_direction_of_torchs_and_is_as_near_the_exact_one(trainer, here, gradient_of, note):
     """Where a trained policy is nearly sure, few tokens make the gradient, and rounding to half precision moves just these: two
     computations by the same trainer, with the opening shared and without, were up to 0.07 apart in length and 0.986 in
     cosine on a small model of 0.14 nats a token (0.01 and 0.998 at 0.38). The exact gradient says how much is rounding."""
-    (gradient, figures), (exact, exact_figures) = first(trainer, "auto"), first("torch", "float64")
+    (gradient, figures), (exact, exact_figures) = gradient_of(trainer, "auto"), gradient_of("torch", "float64")
     apart = {"of_torchs": compare(gradient, here[0]), "of_exact": compare(gradient, exact)}
     torchs = compare(here[0], exact)
     note(**apart, torchs_of_exact=torchs, figures=figures, torch_figures=here[1], exact_figures=exact_figures)

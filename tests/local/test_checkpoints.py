@@ -78,11 +78,24 @@ def test_what_an_engine_gets_is_the_policy_as_the_checkpoint_has_it_and_no_optim
     assert not (tmp_path / "published" / OPTIMIZER_FILE).exists()
 
 
-def test_weights_that_find_no_room_are_a_clear_error(tmp_path, toy):
+def test_weights_that_find_something_in_their_way_are_a_clear_error(tmp_path, toy):
     trainer, loaded = open_trainer(toy)
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RunError, match=r"writing .*file"):
         write_weights(tmp_path / "file" / "1", trainer=trainer, tokenizer=loaded.tokenizer)
+
+
+def test_weights_that_were_half_written_when_it_failed_are_removed(tmp_path, toy, monkeypatch):
+    trainer, loaded = open_trainer(toy)
+
+    def full(folder):
+        assert (folder / "model.safetensors").exists()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(loaded.tokenizer, "save_pretrained", full)
+    with pytest.raises(RunError, match="No space left"):
+        write_weights(tmp_path / "published", trainer=trainer, tokenizer=loaded.tokenizer)
+    assert not (tmp_path / "published").exists()
 
 
 def test_the_random_numbers_of_torch_go_on_too(tmp_path, toy):
