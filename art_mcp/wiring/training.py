@@ -35,6 +35,7 @@ from art_mcp.wiring.warm import (
     seconds_of,
 )
 
+HOPELESS = 100
 RECORDED = ("art-mcp", "torch", "transformers", "peft", "mcp", "jinja2", "tokenizers", "numpy")
 
 
@@ -119,18 +120,16 @@ async def carry_out(training: Training, run: Run, *, stage: Stage, clock: Clock,
     clock.lap("start")
     run.describe({"training": asdict(training)})
     with status_kept(run, stream), metrics_to(training, run) as others:
-        before = run.manifest.get("before") or await measure(
-            stage, training, stream=stream, label="before training", hopeless=100
-        )
+        before = run.manifest.get("before") or await measure(stage, training, stream=stream, label="before training")
         clock.lap("evaluate_before")
         run.describe({"before": before})
         if training.warm_start and not run.manifest.get("warm_start", {}).get("done"):
             await warm_up(training, run, stage=stage, clock=clock, others=others, stream=stream)
         trained = await train_stage(stage, training, run, others=others, stream=stream)
         clock.lap("train")
-        after = await measure(stage, training, stream=stream, label="after training")
-        clock.lap("evaluate_after")
         step = await stage.model.get_step()
+        after = await measure(stage, training, stream=stream, label="after training") if step else before
+        clock.lap("evaluate_after")
         finish(run, training)
         told = {"after": after, "seconds": clock.laps, "train_seconds": trained, "steps": step}
         run.describe({**told, "status": "finished"})
@@ -244,8 +243,9 @@ def finish(run: Run, training: Training) -> None:
         plot_reward(aside, metrics, title=f"{training.setting.environment}, {run.folder.name}")
 
 
-async def measure(stage: Stage, training: Training, *, stream: Any, label: str, hopeless: int | None = None) -> dict[str, Any]:
-    """Solved rates on the evaluation split, greedy and at temperature 1; empty when no evaluation was asked for."""
+async def measure(stage: Stage, training: Training, *, stream: Any, label: str) -> dict[str, Any]:
+    """Solved rates on the evaluation split, greedy and at temperature 1, of the first HOPELESS alone where none of them is
+    solved; empty when no evaluation was asked for."""
     if not training.eval_n:
         return {}
     results: dict[str, Any] = {}
@@ -258,7 +258,7 @@ async def measure(stage: Stage, training: Training, *, stream: Any, label: str, 
             seed=training.setting.seed,
             stream=stream,
             label=f"{label}, {decoding}",
-            hopeless_after=hopeless,
+            hopeless_after=HOPELESS,
         )
         results[decoding] = result.to_json()
     return results

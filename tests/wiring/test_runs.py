@@ -338,3 +338,22 @@ def test_a_run_may_have_the_name_of_the_packaged_model(project):
     run_at(project, "tiny").describe({})
     assert find_model("tiny") == "tiny"
     assert find_model("runs/tiny") == "runs/tiny/checkpoints/step-000001"
+
+
+def test_a_policy_that_learned_nothing_is_not_measured_again(project):
+    report, shown = train(replace(ASKED, plan=replace(PLAN, steps=0)), "untaught")
+    assert report["after"] == report["before"]
+    assert report["before"]["greedy"]["n"] == 2
+    assert "after training" not in shown
+
+
+def test_a_measurement_that_solves_nothing_at_first_ends_there_before_and_after_training(project, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "HOPELESS", 3)
+    place = tmp_path / "never.py"
+    place.write_text(
+        "from dataclasses import replace\nfrom art_mcp.environment import load_environment\n"
+        f"environment = replace(load_environment({ENVIRONMENT!r}), rewards={{'never': lambda trajectory: 0.0}})\n"
+    )
+    asked = replace(ASKED, setting=replace(SETTING, environment=str(place)), plan=replace(PLAN, steps=1), eval_n=5)
+    report, _ = train(asked, "never")
+    assert [report[label]["sampled"]["n"] for label in ("before", "after")] == [3, 3]
