@@ -40,7 +40,8 @@ class Environment:
     `servers`: names from config.json, a `mcpServers` entry (a mapping), or "file.py:server" for an in-process one.
     `scenarios(split)`: the scenarios of each of `splits`, in a fixed order. `tools`: the names to offer (None: all).
     The reward of a trajectory is the sum of all `rewards`; it counts as solved when the one named `solved_by` (default:
-    the first) gives 1. Raises EnvironmentLoadError without rewards, and where `solved_by` is none of them.
+    the first) gives 1. Raises EnvironmentLoadError without rewards, where `solved_by` is none of them, and for a name where
+    a list of names belongs.
     """
 
     servers: Sequence[str | Mapping[str, Any]]
@@ -55,6 +56,9 @@ class Environment:
     name: str = ""
 
     def __post_init__(self) -> None:
+        for name in ("servers", "tools", "splits"):
+            if isinstance(value := getattr(self, name), str):
+                raise EnvironmentLoadError(f"{name} is a list: write {name}=[{value!r}] in place of {name}={value!r}")
         if not self.rewards:
             raise EnvironmentLoadError('an environment needs a reward, such as rewards={"correct": correct}')
         if self.solved_by and self.solved_by not in self.rewards:

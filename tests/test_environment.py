@@ -24,8 +24,8 @@ TOOLBOX = object()
 
 
 def make(**fields):
-    values = {"scenarios": lambda split: [Scenario("one", "")], "rewards": {"first": lambda t: 1.0}, "name": "mine", **fields}
-    return Environment(servers=[], **values)
+    values = {"scenarios": lambda split: [Scenario("one", "")], "rewards": {"first": lambda t: 1.0}, "name": "mine"}
+    return Environment(**{"servers": [], **values, **fields})
 
 
 @pytest.fixture
@@ -140,6 +140,12 @@ def test_what_a_scenarios_function_raises_is_told_with_its_place():
 def test_solved_by_must_name_a_reward():
     with pytest.raises(EnvironmentLoadError, match="solved_by is 'frist', but the rewards are first"):
         make(solved_by="frist")
+
+
+@pytest.mark.parametrize("name", ["servers", "tools", "splits"])
+def test_a_name_where_a_list_belongs_is_told_with_what_to_write(name):
+    with pytest.raises(EnvironmentLoadError, match=rf"{name} is a list: write {name}=\['units'\] in place of {name}='units'"):
+        make(**{name: "units"})
 
 
 async def later(trajectory):
