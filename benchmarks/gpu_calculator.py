@@ -28,6 +28,7 @@ import anyio
 from art_mcp.agent.demonstrate import Demonstration, sample_of
 from art_mcp.agent.imitation import Lessons, imitation_loop
 from art_mcp.core.samples import make_sample
+from art_mcp.local.remote import packed
 from art_mcp.types import Sample, ScoredTrajectory, TrainConfig
 from benchmarks.gpu_reinforce import Run, compare_with_raw, reinforce, samples_of_a_step
 from benchmarks.gpu_replay import Recorded
@@ -116,8 +117,7 @@ def dump(path: Path | None, label: str, samples: Sequence[Sample]) -> None:
     if path is not None and samples:
         path.parent.mkdir(parents=True, exist_ok=True)
         values = json.loads(path.read_text()) if path.is_file() else {}
-        rows = [[list(one.token_ids), [int(on) for on in one.trainable], one.logprobs, one.advantage] for one in samples]
-        path.write_text(json.dumps({**values, label: rows}))
+        path.write_text(json.dumps({**values, label: [packed(sample) for sample in samples]}))
 
 
 async def open_model(

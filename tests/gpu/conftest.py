@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from art_mcp.local.remote import unpacked
 from art_mcp.types import Sample
 
 sys.path.append(str(Path(__file__).parent))  # the helpers beside the tests
@@ -48,15 +49,10 @@ def gpu_run(model_folder, tmp_path_factory):
         command = [sys.executable, "-m", "benchmarks.gpu_calculator", "--model", str(model_folder), "--trainer", "unsloth"]
         subprocess.run([*command, *options, *paths], check=True)
     sampled = {
-        label: [unpack(row) for row in rows] for label, rows in json.loads((folder / "samples.json").read_text()).items()
+        label: [unpacked(row) for row in rows] for label, rows in json.loads((folder / "samples.json").read_text()).items()
     }
     result = json.loads((folder / "result.json").read_text())
     return GpuRun(model_folder, folder / "saved", sampled["before"], sampled["after"], sampled.get("step", []), result)
-
-
-def unpack(row):
-    token_ids, trainable, logprobs, advantage = row
-    return Sample(tuple(token_ids), tuple(map(bool, trainable)), tuple(logprobs), advantage)
 
 
 @pytest.fixture

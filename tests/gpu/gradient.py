@@ -5,8 +5,9 @@ import json
 import sys
 from pathlib import Path
 
+from art_mcp.local.remote import unpacked
 from art_mcp.local.worker import Settings, open_trainer
-from art_mcp.types import ModelSpec, Sample, TrainConfig
+from art_mcp.types import ModelSpec, TrainConfig
 
 CONFIG = TrainConfig(micro_batch_tokens=8192)
 SMALL = 1024
@@ -25,8 +26,7 @@ def first_gradient(trainer_name, adapter, samples, *, temperature, dtype="auto")
 
 
 def read(path):
-    rows = json.loads(Path(path).read_text())
-    return [Sample(tuple(ids), tuple(map(bool, on)), tuple(lps), advantage) for ids, on, lps, advantage in rows]
+    return [unpacked(row) for row in json.loads(Path(path).read_text())]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 from gradient import CONFIG, first_gradient
 from safetensors import safe_open
 
-from art_mcp.local.remote import RemoteWorker
+from art_mcp.local.remote import RemoteWorker, packed
 from art_mcp.local.worker import Settings, Worker
 from art_mcp.types import LoraSpec, ModelSpec
 
@@ -68,8 +68,7 @@ async def untrained(gpu_run, tmp_path):
 
 
 def in_a_process(trainer, dtype, adapter, samples, *, temperature, folder):
-    rows = [[list(s.token_ids), [int(on) for on in s.trainable], s.logprobs, s.advantage] for s in samples]
-    (folder / "samples.json").write_text(json.dumps(rows))
+    (folder / "samples.json").write_text(json.dumps([packed(sample) for sample in samples]))
     out = folder / f"{trainer}-{dtype}.safetensors"
     asked = [trainer, dtype, str(adapter), str(folder / "samples.json"), str(temperature), str(out)]
     command = [sys.executable, str(HERE / "gradient.py"), *asked]
