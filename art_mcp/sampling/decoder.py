@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from art_mcp.errors import ModelError, boundary
 from art_mcp.sampling.attention import attend, rotary_table, rotate, sight, without_cudnn
+from art_mcp.sampling.head import head_logits
 
 MASKED = -1e30
 """Added to a score that may not be seen; finite, so that a padded row stays free of NaN."""
@@ -208,8 +209,7 @@ class LeanDecoder:
         return states + layer.mlp.down_proj(F.silu(layer.mlp.gate_proj(normed)) * layer.mlp.up_proj(normed))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        logits = self._model.lm_head(hidden)
-        return logits if logits.dtype == torch.float64 else logits.float()
+        return head_logits(self._model.lm_head, hidden)
 
     def _norm(self, norm: Any, states: Tensor) -> Tensor:
         return F.rms_norm(states, (states.shape[-1],), norm.weight, norm.variance_epsilon)
@@ -270,8 +270,7 @@ class TransformersDecoder:
         return output.last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:
-        logits = self._model.get_output_embeddings()(hidden)
-        logits = (logits if logits.dtype == torch.float64 else logits.float()) * self._scale
+        logits = head_logits(self._model.get_output_embeddings(), hidden) * self._scale
         return logits if self._cap is None else torch.tanh(logits / self._cap) * self._cap
 
 
