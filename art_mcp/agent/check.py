@@ -4,35 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 from art_mcp.agent.rollout import rollout
+from art_mcp.agent.verdict import REFERENCE, Verdict, Why, judge, reason_of
 from art_mcp.environment import Environment, own_code
 from art_mcp.errors import EnvironmentLoadError, RewardError
 from art_mcp.ports import Dialect, Sampler, Toolbox
-from art_mcp.types import Malformed, Message, Scenario, ScoredTrajectory, Tool, ToolCall, ToolUse
+from art_mcp.types import Message, Scenario, ScoredTrajectory, Tool, ToolCall
 
 Script = Callable[[Scenario, Sequence[Tool]], list[Message]]
 """The turns that a policy plays in a scenario, as assistant messages."""
 
 Play = Callable[[Sequence[Sequence[int]]], Sampler]
 """Makes a sampler that plays these turns (token ids)."""
-
-Why = Callable[[str], str]
-"""What the server of the tool of this name wrote of its last error; "" if nothing."""
-
-REFERENCE = "reference solution"
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Mean reward of the reference solution and of each lazy policy over the same scenarios; `failures` says what is wrong."""
-
-    rewards: dict[str, float]
-    solved: dict[str, float]
-    failures: tuple[str, ...]
 
 
 def answer(text: str) -> Message:
@@ -110,76 +95,30 @@ async def check_environment(
     why: Why = lambda tool: "",
 ) -> Verdict:
     """Plays the reference solution and the lazy policies in the first `n` scenarios of `split`, over the real tool servers.
-    `why` is asked about the first of the solution's calls that is answered with an error.
+    `why` is asked about the solution's calls that are answered with an error. Where it solves nothing, nothing else is played.
 
     Raises EnvironmentLoadError where there is no reference solution or it fails, and RewardError, naming who played what,
     where a reward fails.
     """
     scenarios = environment.split(split)[:n]
     scripts = {REFERENCE: reference(environment), **LAZY}
-    rewards: dict[str, float] = {}
-    solved: dict[str, float] = {}
-    refused: list[str] = []
-    for name, script in scripts.items():
-        played: list[ScoredTrajectory] = []
-        reasons: list[str] = []
-        for scenario in scenarios:
-            try:
-                one = await play_script(script, scenario, environment=environment, dialect=dialect, toolbox=toolbox, play=play)
-            except RewardError as error:
-                raise RewardError(f"{error}; {name} was playing scenario {scenario.id!r}") from error
-            played.append(one)
-            reasons.append(reason_of(one, why))  # before another scenario makes it write something else
-        rewards[name] = fmean([one.reward for one in played])
-        solved[name] = fmean([environment.solved(one) for one in played])
-        if name == REFERENCE:
-            refused = refusals(played, reasons, environment=environment)
-    return Verdict(rewards, solved, (*refused, *complaints(rewards, solved)))
 
+    async def go(name: str, scenario: Scenario) -> ScoredTrajectory:
+        script = scripts[name]
+        try:
+            return await play_script(script, scenario, environment=environment, dialect=dialect, toolbox=toolbox, play=play)
+        except RewardError as error:
+            raise RewardError(f"{error}; {name} was playing scenario {scenario.id!r}") from error
 
-def wrong_calls(scored: ScoredTrajectory) -> list[ToolUse]:
-    """The calls that a tool answered with an error."""
-    return [use for use in scored.trajectory.uses if use.result.is_error and isinstance(use.call, ToolCall)]
-
-
-def reason_of(scored: ScoredTrajectory, why: Why) -> str:
-    """The last error that a tool answered with, and what its server says beyond that; "" where there was none."""
-    wrong = wrong_calls(scored)
-    if not wrong or not isinstance(wrong[-1].call, ToolCall):
-        return ""
-    text, reason = wrong[-1].result.text, why(wrong[-1].call.name)
-    return f"{text} (its server wrote: {reason})" if reason and reason not in text else text
-
-
-def refusals(played: Sequence[ScoredTrajectory], reasons: Sequence[str], *, environment: Environment) -> list[str]:
-    """What the tools say against the reference solution's calls, which a reward that reads only the answer does not see.
-    That some calls are answered with an error may be meant, as long as their scenarios are solved."""
-    uses = [use for one in played for use in one.trajectory.uses]
-    malformed = [use for use in uses if isinstance(use.call, Malformed)]
-    if malformed:
-        return [f"{len(malformed)} of the reference solution's {len(uses)} calls cannot be made: {malformed[0].result.text}"]
-    if uses and all(use.result.is_error for use in uses):
-        return [f"each of the reference solution's {len(uses)} calls is answered with an error: {next(filter(None, reasons))}"]
-    spoiled = [place for place, one in enumerate(played) if wrong_calls(one) and not environment.solved(one)]
-    if not spoiled:
-        return []
-    wrong = sum(len(wrong_calls(played[place])) for place in spoiled)
-    return [
-        f"{wrong} of the reference solution's {len(uses)} calls are answered with an error, in scenarios that it does not "
-        f"solve: {reasons[spoiled[0]]}"
-    ]
-
-
-def complaints(rewards: dict[str, float], solved: dict[str, float]) -> list[str]:
-    best = rewards[REFERENCE]
-    found = [
-        f"{name} scores {rewards[name]:.3f}, not below the reference solution's {best:.3f}"
-        for name in LAZY
-        if rewards[name] >= best
-    ]
-    if solved[REFERENCE] < 1:
-        found.append(f"the reference solution solves only {solved[REFERENCE]:.0%} of the scenarios")
-    return found
+    played: dict[str, list[ScoredTrajectory]] = {REFERENCE: []}
+    reasons: list[str] = []
+    for scenario in scenarios:
+        played[REFERENCE].append(await go(REFERENCE, scenario))
+        reasons.append(reason_of(played[REFERENCE][-1], why))  # before another scenario makes it write something else
+    if any(environment.solved(one) for one in played[REFERENCE]):
+        for name in LAZY:
+            played[name] = [await go(name, scenario) for scenario in scenarios]
+    return judge(environment, played, reasons)
 
 
 async def play_script(

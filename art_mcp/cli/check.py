@@ -31,7 +31,8 @@ def command(
         opening, verdict = anyio.run(lambda: check(setting, split=split, n=n))
     show(opening, verdict)
     if json:
-        o.write_json({"rewards": verdict.rewards, "solved": verdict.solved, "failures": verdict.failures})
+        told = {"failures": verdict.failures, "unchecked": verdict.unchecked}
+        o.write_json({"rewards": verdict.rewards, "solved": verdict.solved, **told})
     if verdict.failures:
         raise typer.Exit(1)
 
@@ -43,5 +44,7 @@ def show(opening: str, verdict: Any) -> None:
         o.write(f"{name:<{width}}  reward {reward:6.3f}  solved {verdict.solved[name]:.2f}")
     for failure in verdict.failures:
         o.write(f"FAILED: {failure}")
+    for question in verdict.unchecked:
+        o.write(f"not checked: {question}")
     if not verdict.failures:
         o.write("ok: the reference solution scores above every lazy policy")

@@ -15,7 +15,7 @@ from art_mcp.types import Message, Trajectory, Usage
 from art_mcp.wiring.stage import Setting, model_spec, note_unseen_tools, open_scene
 
 if TYPE_CHECKING:
-    from art_mcp.agent.check import Verdict
+    from art_mcp.agent.verdict import Verdict
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,22 @@ async def test_a_reference_solution_that_does_not_solve_is_found():
     assert "the reference solution solves only 25% of the scenarios" in verdict.failures
 
 
+async def test_where_the_reference_solution_solves_nothing_the_causes_are_told_and_no_lazy_policy_is_played():
+    for calls, cause in (
+        (lambda scenario: [], "the reference solution solves only 0% of the scenarios"),
+        (lambda scenario: [ToolCall("fail", {})], "each of the reference solution's 4 calls is answered with an error: "),
+        (
+            lambda scenario: [ToolCall("fail", {}), *solution(scenario)[0]],
+            "4 of the reference solution's 8 calls are answered ",
+        ),
+    ):
+        verdict = await check(solution=lambda scenario, calls=calls: (calls(scenario), "no"))
+        (failure,) = verdict.failures
+        assert failure.startswith(cause)
+        assert verdict.rewards == {"reference solution": 0.0}
+        assert len(verdict.unchecked) == 1
+
+
 async def test_a_reference_solution_that_crashes_is_told_with_its_scenario_and_the_line_of_its_own_file():
     where = r"the solution of scenario 'sum-1': KeyError: 'b' \(.*test_check\.py, line \d+"
     with pytest.raises(EnvironmentLoadError, match=where):

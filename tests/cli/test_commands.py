@@ -236,6 +236,21 @@ def test_check_finds_a_broken_reward_and_ends_with_1(project, art):
     assert "ok:" not in out
 
 
+def test_check_tells_what_keeps_the_reference_solution_from_solving_anything_and_compares_nothing_with_it(project, art):
+    write(project, "hopeless", SERVER, "lambda trajectory: 0.0")
+    code, out, _ = art("check", "hopeless", "--n", "2", "--json")
+    assert code == 1
+    lines = out.splitlines()
+    assert [line for line in lines if line.startswith(("FAILED", "not checked"))] == [
+        "FAILED: the reference solution solves only 0% of the scenarios",
+        "not checked: whether lazy policies score less than the reference solution, since it solves none of the scenarios",
+    ]
+    assert "ok:" not in out
+    last = json.loads(lines[-1])
+    assert last["rewards"].keys() == {"reference solution"}
+    assert last["unchecked"] != []
+
+
 CRASHING = """
 import sys
 from mcp.server import MCPServer
