@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from art_mcp.agent.rollout import rollout
-from art_mcp.agent.verdict import REFERENCE, Verdict, Why, judge, reason_of
+from art_mcp.agent.verdict import REFERENCE, Verdict, Why, blame, judge
 from art_mcp.environment import Environment, own_code
 from art_mcp.errors import EnvironmentLoadError, RewardError
 from art_mcp.ports import Dialect, Sampler, Toolbox
@@ -114,7 +114,7 @@ async def check_environment(
     reasons: list[str] = []
     for scenario in scenarios:
         played[REFERENCE].append(await go(REFERENCE, scenario))
-        reasons.append(reason_of(played[REFERENCE][-1], why))  # before another scenario makes it write something else
+        reasons.append(blame(played[REFERENCE][-1], why))  # before another scenario makes it write something else
     if any(environment.solved(one) for one in played[REFERENCE]):
         for name in LAZY:
             played[name] = [await go(name, scenario) for scenario in scenarios]

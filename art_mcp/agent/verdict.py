@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from art_mcp.core.complaints import clip
 from art_mcp.environment import Environment
 from art_mcp.types import Malformed, ScoredTrajectory, ToolCall, ToolUse
 
@@ -13,32 +15,38 @@ Why = Callable[[str], str]
 """What the server of the tool of this name wrote of its last error; "" if nothing."""
 
 REFERENCE = "reference solution"
+NAMED, LENGTH = 3, 400
+"""How many failed calls one line names, and how many characters of each error and its call are shown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """Mean reward and share solved of the reference solution and of each lazy policy that was played, over the same scenarios.
-    `failures` says what is wrong, causes first; `unchecked` what could not be found out for that."""
+
+    `failures` says what is wrong, causes first; `unchecked` what could not be found out for that; `warnings` what may be
+    meant."""
 
     rewards: dict[str, float]
     solved: dict[str, float]
     failures: tuple[str, ...]
     unchecked: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def judge(environment: Environment, played: Mapping[str, Sequence[ScoredTrajectory]], reasons: Sequence[str]) -> Verdict:
     """The verdict on what each policy `played`, the reference solution among them. Where that solves nothing, there is nothing
-    with which the lazy policies could be compared. `reasons`: of each of its plays, what `reason_of` said."""
+    with which the lazy policies could be compared. `reasons`: of each of its plays, what `blame` said."""
     rewards = {name: fmean([one.reward for one in plays]) for name, plays in played.items()}
     solved = {name: fmean([environment.solved(one) for one in plays]) for name, plays in played.items()}
+    warnings = tuple(tolerated(played[REFERENCE], reasons, environment=environment))
     failures = [
         *refusals(played[REFERENCE], reasons, environment=environment),
         *unexplained(played[REFERENCE], environment=environment),
     ]
     if not solved[REFERENCE]:
         unchecked = "whether lazy policies score less than the reference solution, since it solves none of the scenarios"
-        return Verdict(rewards, solved, tuple(failures), (unchecked,))
-    return Verdict(rewards, solved, (*failures, *complaints(rewards)))
+        return Verdict(rewards, solved, tuple(failures), (unchecked,), warnings)
+    return Verdict(rewards, solved, (*failures, *complaints(rewards)), warnings=warnings)
 
 
 def wrong_calls(scored: ScoredTrajectory) -> list[ToolUse]:
@@ -46,32 +54,70 @@ def wrong_calls(scored: ScoredTrajectory) -> list[ToolUse]:
     return [use for use in scored.trajectory.uses if use.result.is_error and isinstance(use.call, ToolCall)]
 
 
-def reason_of(scored: ScoredTrajectory, why: Why) -> str:
-    """The last error that a tool answered with, and what its server says beyond that; "" where there was none."""
+def blame(scored: ScoredTrajectory, why: Why) -> str:
+    """The last call that a tool answered with an error, and what its server says of that; "" where there was none."""
     wrong = wrong_calls(scored)
     if not wrong or not isinstance(wrong[-1].call, ToolCall):
         return ""
     text, reason = wrong[-1].result.text, why(wrong[-1].call.name)
-    return f"{text} (its server wrote: {reason})" if reason and reason not in text else text
+    told = f"{text} (its server wrote: {reason})" if reason and reason not in text else text
+    return named(wrong[-1].call, told, where=scored)
+
+
+def named(call: ToolCall | Malformed, error: str, *, where: ScoredTrajectory) -> str:
+    """A call with its arguments (or what there is of one that cannot be made), its scenario and its error, on one line."""
+    asked = (call.name, call.arguments) if isinstance(call, ToolCall) else call.asked
+    text = call.text if isinstance(call, Malformed) else ""
+    if asked:
+        text = f"{asked[0]}({json.dumps(dict(asked[1]), ensure_ascii=False)})"
+    scenario = where.trajectory.scenario
+    place = f" in scenario {scenario.id!r}" if scenario else ""
+    return f"{clip(text, LENGTH)}{place}: {clip(' '.join(error.split()), LENGTH)}"
 
 
 def refusals(played: Sequence[ScoredTrajectory], reasons: Sequence[str], *, environment: Environment) -> list[str]:
     """What the tools say against the reference solution's calls, which a reward that reads only the answer does not see.
-    That some calls are answered with an error may be meant, as long as their scenarios are solved."""
-    uses = [use for one in played for use in one.trajectory.uses]
-    malformed = [use for use in uses if isinstance(use.call, Malformed)]
-    if malformed:
-        return [f"{len(malformed)} of the reference solution's {len(uses)} calls cannot be made: {malformed[0].result.text}"]
-    if uses and all(use.result.is_error for use in uses):
-        return [f"each of the reference solution's {len(uses)} calls is answered with an error: {next(filter(None, reasons))}"]
+    Errors may be meant, as long as their scenarios are solved (`tolerated`), unless there is nothing else."""
+    uses = [(one, use) for one in played for use in one.trajectory.uses]
+    malformed = [named(use.call, use.result.text, where=one) for one, use in uses if isinstance(use.call, Malformed)]
     spoiled = [place for place, one in enumerate(played) if wrong_calls(one) and not environment.solved(one)]
-    if not spoiled:
+    if all_wrong(played) and not malformed:
+        return [f"each of the reference solution's {len(uses)} calls is answered with an error: {next(filter(None, reasons))}"]
+    found: list[str] = []
+    if malformed:
+        found.append(f"{len(malformed)} of the reference solution's {len(uses)} calls cannot be made: {some(malformed)}")
+    if spoiled:
+        found.append(f"{count(played, spoiled)}, in scenarios that it does not solve: {some(reasons[at] for at in spoiled)}")
+    return found
+
+
+def tolerated(played: Sequence[ScoredTrajectory], reasons: Sequence[str], *, environment: Environment) -> list[str]:
+    """The errors in scenarios that the reference solution solves all the same."""
+    solved = [place for place, one in enumerate(played) if wrong_calls(one) and environment.solved(one)]
+    if not solved or all_wrong(played):
         return []
-    wrong = sum(len(wrong_calls(played[place])) for place in spoiled)
     return [
-        f"{wrong} of the reference solution's {len(uses)} calls are answered with an error, in scenarios that it does not "
-        f"solve: {reasons[spoiled[0]]}"
+        f"{count(played, solved)}, in scenarios that it solves all the same: {some(reasons[at] for at in solved)}; "
+        "if that is not meant, mend the solution or the tool"
     ]
+
+
+def all_wrong(played: Sequence[ScoredTrajectory]) -> bool:
+    """Whether there are calls, and none of them did what it was to do."""
+    uses = [use for one in played for use in one.trajectory.uses]
+    return bool(uses) and all(use.result.is_error for use in uses)
+
+
+def count(played: Sequence[ScoredTrajectory], places: Sequence[int]) -> str:
+    wrong, all_uses = sum(len(wrong_calls(played[at])) for at in places), sum(len(one.trajectory.uses) for one in played)
+    return f"{wrong} of the reference solution's {all_uses} calls are answered with an error"
+
+
+def some(lines: Iterable[str]) -> str:
+    """The first few of what is not empty, and how many more there are."""
+    told = [line for line in lines if line]
+    more = f"; and {len(told) - NAMED} more" if len(told) > NAMED else ""
+    return "; ".join(told[:NAMED]) + more
 
 
 def unexplained(played: Sequence[ScoredTrajectory], *, environment: Environment) -> list[str]:

@@ -31,7 +31,7 @@ def command(
         opening, verdict = anyio.run(lambda: check(setting, split=split, n=n))
     show(opening, verdict)
     if json:
-        told = {"failures": verdict.failures, "unchecked": verdict.unchecked}
+        told = {"failures": verdict.failures, "unchecked": verdict.unchecked, "warnings": verdict.warnings}
         o.write_json({"rewards": verdict.rewards, "solved": verdict.solved, **told})
     if verdict.failures:
         raise typer.Exit(1)
@@ -42,6 +42,8 @@ def show(opening: str, verdict: Any) -> None:
     width = max(map(len, verdict.rewards))
     for name, reward in verdict.rewards.items():
         o.write(f"{name:<{width}}  reward {reward:6.3f}  solved {verdict.solved[name]:.2f}")
+    for warning in verdict.warnings:
+        o.write(f"WARNING: {warning}")
     for failure in verdict.failures:
         o.write(f"FAILED: {failure}")
     for question in verdict.unchecked:

@@ -284,7 +284,20 @@ def test_check_says_why_a_tool_crashed_under_the_reference_solution(project, art
         code, out, err = art("check", "books")
         assert (code, err) == (1, "")
         first = 2 if broken == "a == 2" else 1
-        assert f"FAILED: {told}Error executing tool add (its server wrote: LookupError: no {first} in the books)\n" in out
+        call = f"add({json.dumps({'a': first, 'b': 1})}) in scenario '{first}'"
+        assert f"FAILED: {told}{call}: Error executing tool add (its server wrote: LookupError: no {first} in the books)" in out
+
+
+def test_check_warns_of_a_call_of_the_reference_solution_that_fails_where_the_reward_does_not_mind(project, art):
+    (project / "crashing.py").write_text(CRASHING.replace("{broken}", "a == 2"))
+    write(project, "books", '"crashing.py:server"', CORRECT)
+    code, out, _ = art("check", "books", "--json")
+    assert code == 0
+    assert "\nWARNING: 1 of the reference solution's 4 calls are answered with an error, in scenarios that it solves " in out
+    assert (
+        """: add({"a": 2, "b": 1}) in scenario '2': Error executing tool add (its server wrote: LookupError: no 2 in""" in out
+    )
+    assert len(json.loads(out.splitlines()[-1])["warnings"]) == 1
 
 
 def test_rollout_shows_who_said_what_and_the_token_stream(project, art):
