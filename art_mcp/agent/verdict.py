@@ -15,8 +15,17 @@ Why = Callable[[str], str]
 """What the server of the tool of this name wrote of its last error; "" if nothing."""
 
 REFERENCE = "reference solution"
+NOTHING_TO_COMPARE = "whether lazy policies score less than the reference solution, since it solves none of the scenarios"
 NAMED, LENGTH = 3, 400
 """How many failed calls one line names, and how many characters of each error and its call are shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """What was played in a scenario where something is wrong, and in `words` by whom and where."""
+
+    words: str
+    scored: ScoredTrajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +33,14 @@ class Verdict:
     """Mean reward and share solved of the reference solution and of each lazy policy that was played, over the same scenarios.
 
     `failures` says what is wrong, causes first; `unchecked` what could not be found out for that; `warnings` what may be
-    meant."""
+    meant. `example`: of the first failure, where there is one."""
 
     rewards: dict[str, float]
     solved: dict[str, float]
     failures: tuple[str, ...]
     unchecked: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    example: Example | None = None
 
 
 def judge(environment: Environment, played: Mapping[str, Sequence[ScoredTrajectory]], reasons: Sequence[str]) -> Verdict:
@@ -38,15 +48,47 @@ def judge(environment: Environment, played: Mapping[str, Sequence[ScoredTrajecto
     with which the lazy policies could be compared. `reasons`: of each of its plays, what `blame` said."""
     rewards = {name: fmean([one.reward for one in plays]) for name, plays in played.items()}
     solved = {name: fmean([environment.solved(one) for one in plays]) for name, plays in played.items()}
-    warnings = tuple(tolerated(played[REFERENCE], reasons, environment=environment))
-    failures = [
-        *refusals(played[REFERENCE], reasons, environment=environment),
-        *unexplained(played[REFERENCE], environment=environment),
-    ]
+    reference = played[REFERENCE]
+    failures = [*refusals(reference, reasons, environment=environment), *unexplained(reference, environment=environment)]
+    unchecked: tuple[str, ...] = ()
+    winners = [name for name, reward in rewards.items() if name != REFERENCE and reward >= rewards[REFERENCE]]
     if not solved[REFERENCE]:
-        unchecked = "whether lazy policies score less than the reference solution, since it solves none of the scenarios"
-        return Verdict(rewards, solved, tuple(failures), (unchecked,), warnings)
-    return Verdict(rewards, solved, (*failures, *complaints(rewards)), warnings=warnings)
+        unchecked, winners = (NOTHING_TO_COMPARE,), []
+    example = None
+    if failures:
+        example = example_of(REFERENCE, worst(reference, environment=environment))
+    elif winners:
+        example = example_of(winners[0], farthest(played[winners[0]], reference))
+    failures += [
+        f"{name} scores {rewards[name]:.3f}, not below the reference solution's {rewards[REFERENCE]:.3f}" for name in winners
+    ]
+    warnings = tolerated(reference, reasons, environment=environment)
+    return Verdict(rewards, solved, tuple(failures), unchecked, tuple(warnings), example)
+
+
+def example_of(policy: str, scored: ScoredTrajectory) -> Example:
+    level = f" (level {scored.trajectory.scenario.level})" if scored.trajectory.scenario else ""
+    return Example(f"{policy}{place_of(scored)}{level}", scored)
+
+
+def place_of(scored: ScoredTrajectory) -> str:
+    scenario = scored.trajectory.scenario
+    return f" in scenario {scenario.id!r}" if scenario else ""
+
+
+def worst(played: Sequence[ScoredTrajectory], *, environment: Environment) -> ScoredTrajectory:
+    """The first that is not solved and has a call that failed; else that has the one or the other."""
+
+    def badness(one: ScoredTrajectory) -> tuple[bool, bool]:
+        return not environment.solved(one), any(use.result.is_error for use in one.trajectory.uses)
+
+    return max(played, key=badness)
+
+
+def farthest(played: Sequence[ScoredTrajectory], reference: Sequence[ScoredTrajectory]) -> ScoredTrajectory:
+    """The one whose reward is the farthest above (or the least below) that of the reference solution in the same scenario."""
+    pairs = zip(played, reference, strict=True)
+    return max(pairs, key=lambda pair: pair[0].reward - pair[1].reward)[0]
 
 
 def wrong_calls(scored: ScoredTrajectory) -> list[ToolUse]:
@@ -70,9 +112,7 @@ def named(call: ToolCall | Malformed, error: str, *, where: ScoredTrajectory) ->
     text = call.text if isinstance(call, Malformed) else ""
     if asked:
         text = f"{asked[0]}({json.dumps(dict(asked[1]), ensure_ascii=False)})"
-    scenario = where.trajectory.scenario
-    place = f" in scenario {scenario.id!r}" if scenario else ""
-    return f"{clip(text, LENGTH)}{place}: {clip(' '.join(error.split()), LENGTH)}"
+    return f"{clip(text, LENGTH)}{place_of(where)}: {clip(' '.join(error.split()), LENGTH)}"
 
 
 def refusals(played: Sequence[ScoredTrajectory], reasons: Sequence[str], *, environment: Environment) -> list[str]:
@@ -126,13 +166,3 @@ def unexplained(played: Sequence[ScoredTrajectory], *, environment: Environment)
     if all(one.trajectory.malformed or wrong_calls(one) for one in unsolved):
         return []
     return [f"the reference solution solves only {1 - len(unsolved) / len(played):.0%} of the scenarios"]
-
-
-def complaints(rewards: Mapping[str, float]) -> list[str]:
-    """The policies that score as much as the reference solution."""
-    best = rewards[REFERENCE]
-    return [
-        f"{name} scores {reward:.3f}, not below the reference solution's {best:.3f}"
-        for name, reward in rewards.items()
-        if name != REFERENCE and reward >= best
-    ]

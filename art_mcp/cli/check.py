@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from art_mcp.cli import options as o
+from art_mcp.cli import rollout
 
 HELP = "Open an environment's servers, show what the model would see, and prove that lazy policies do not score."
 EXAMPLE = "Example: art-mcp check calculator"
@@ -28,11 +29,15 @@ def command(
 
     setting = Setting(environment, o.parse_options(option), model, None, config)
     with o.waiting("playing"):
-        opening, verdict = anyio.run(lambda: check(setting, split=split, n=n))
+        opening, verdict, example = anyio.run(lambda: check(setting, split=split, n=n))
     show(opening, verdict)
+    if example and verdict.example:
+        o.write(o.harmless(f"\nexample: {verdict.example.words}"))
+        rollout.show(example)
     if json:
         told = {"failures": verdict.failures, "unchecked": verdict.unchecked, "warnings": verdict.warnings}
-        o.write_json({"rewards": verdict.rewards, "solved": verdict.solved, **told})
+        shown = {"example": example.to_json() if example else None}
+        o.write_json({"rewards": verdict.rewards, "solved": verdict.solved, **told, **shown})
     if verdict.failures:
         raise typer.Exit(1)
 
@@ -43,9 +48,9 @@ def show(opening: str, verdict: Any) -> None:
     for name, reward in verdict.rewards.items():
         o.write(f"{name:<{width}}  reward {reward:6.3f}  solved {verdict.solved[name]:.2f}")
     for warning in verdict.warnings:
-        o.write(f"WARNING: {warning}")
+        o.write(o.harmless(f"WARNING: {warning}"))
     for failure in verdict.failures:
-        o.write(f"FAILED: {failure}")
+        o.write(o.harmless(f"FAILED: {failure}"))
     for question in verdict.unchecked:
         o.write(f"not checked: {question}")
     if not verdict.failures:

@@ -52,12 +52,17 @@ def command(
     played = anyio.run(run)
     if tokens and not played.parts:
         o.write(f"{without_login(model)} is an endpoint, whose tokens nobody sees; the conversation:")
+    show(played, tokens=tokens)
+    if json:
+        o.write_json(played.to_json())
+
+
+def show(played: Played, *, tokens: bool = False) -> None:
+    """The conversation (its tokens, where they are asked for and there are any) and how it ended."""
     for author, text in (tokens and played.parts) or played.lines:
         o.write(marked(author, text if tokens else shortened(text)))
     parts = ", ".join(f"{name} {value + 0.0:g}" for name, value in played.rewards.items())  # + 0.0: no -0
     o.write(f"stopped: {played.stop_reason}, reward {played.reward:.3f} ({parts})")
-    if json:
-        o.write_json(played.to_json())
 
 
 def shortened(text: str) -> str:

@@ -11,7 +11,7 @@ from art_mcp.environment import load_environment
 from art_mcp.errors import EnvironmentLoadError
 from art_mcp.model import Model, TrainableModel
 from art_mcp.observe.waiting import waiting
-from art_mcp.types import Message, Trajectory, Usage
+from art_mcp.types import Message, ScoredTrajectory, Trajectory, Usage
 from art_mcp.wiring.stage import Setting, model_spec, note_unseen_tools, open_scene
 
 if TYPE_CHECKING:
@@ -53,7 +53,10 @@ async def play_one(
             play = Play(scene.model, chat, scene.environment, scene.toolbox, temperature, key, scene.tracer)
             with waiting(stream, "playing"):
                 scored = await play.score(scenarios[number], 0, chat=chat)
-        parts = token_stream(scene.model, scored.trajectory)
+        return played(scored, token_stream(scene.model, scored.trajectory))
+
+
+def played(scored: ScoredTrajectory, parts: list[tuple[str, str]]) -> Played:
     trajectory = scored.trajectory
     lines, reason = spoken(trajectory.messages), trajectory.stop_reason.value
     return Played(parts, lines, reason, scored.reward, dict(scored.parts), trajectory.usage)
@@ -83,8 +86,9 @@ def spoken(messages: Sequence[Message]) -> list[tuple[str, str]]:
     return lines
 
 
-async def check(setting: Setting, *, split: str, n: int) -> tuple[str, Verdict]:
-    """What the model would see of the first scenario, and whether lazy policies stay below the reference solution."""
+async def check(setting: Setting, *, split: str, n: int) -> tuple[str, Verdict, Played | None]:
+    """What the model would see of the first scenario, whether lazy policies stay below the reference solution, and the
+    conversation of the verdict's example, if it has one."""
     from art_mcp.agent.check import check_environment
     from art_mcp.agent.rollout import opening_of
     from art_mcp.local.models import load_dialect, load_tokenizer, model_source
@@ -108,4 +112,5 @@ async def check(setting: Setting, *, split: str, n: int) -> tuple[str, Verdict]:
             n=n,
             why=toolbox.last_error,
         )
-    return opening, verdict
+    example = verdict.example
+    return opening, verdict, played(example.scored, []) if example else None

@@ -251,6 +251,35 @@ def test_check_tells_what_keeps_the_reference_solution_from_solving_anything_and
     assert last["unchecked"] != []
 
 
+def test_check_shows_one_conversation_in_which_it_fails(project, art):
+    picky = 'lambda trajectory: float(trajectory.scenario.facts["a"] != 3)'
+    write(project, "picky", SERVER, picky)
+    code, out, _ = art("check", "picky", "--json")
+    assert code == 1
+    *lines, last = out.splitlines()
+    assert lines[lines.index("example: reference solution in scenario '3' (level 1)") :] == [
+        "example: reference solution in scenario '3' (level 1)",
+        "  user: What is 3 + 1?",
+        '» policy: calls add({"a": 3, "b": 1})',
+        "« tool: 4",
+        "» policy: 4",
+        "stopped: answered, reward 0.000 (correct 0)",
+    ]
+    assert json.loads(last)["example"]["lines"][-1] == ["policy", "4"]
+
+
+def test_check_shows_where_a_lazy_policy_gains_the_most_if_that_is_what_fails(project, art):
+    write(project, "lazy", SERVER, 'lambda trajectory: 1.0 if trajectory.uses else 3.0 * (trajectory.scenario.facts["a"] == 2)')
+    code, out, _ = art("check", "lazy", "--n", "2")
+    assert code == 1
+    assert out.partition("\nexample: ")[2].splitlines() == [
+        "no tool in scenario '2' (level 1)",
+        "  user: What is 2 + 1?",
+        "» policy: I do not know.",
+        "stopped: answered, reward 3.000 (correct 3)",
+    ]
+
+
 CRASHING = """
 import sys
 from mcp.server import MCPServer
