@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from art_mcp.agent.rollout import rollout
-from art_mcp.agent.verdict import REFERENCE, Verdict, Why, blame, judge
+from art_mcp.agent.verdict import EMPTY, REFERENCE, Verdict, Why, blame, judge
 from art_mcp.environment import Environment, own_code
 from art_mcp.errors import EnvironmentLoadError, RewardError
 from art_mcp.ports import Dialect, Sampler, Toolbox
@@ -61,12 +61,13 @@ def copy_numbers(scenario: Scenario, tools: Sequence[Tool]) -> list[Message]:
     return [answer(" ".join(re.findall(r"\d+(?:\.\d+)?", scenario.prompt)) or scenario.prompt)]
 
 
+BUSY = "calling every tool"
 LAZY: dict[str, Script] = {
     "no tool": lambda scenario, tools: [answer("I do not know.")],
     "constant answer": lambda scenario, tools: [answer("42")],
     "copying numbers": copy_numbers,
-    "calling every tool": call_everything,
-    "empty turn": lambda scenario, tools: [],
+    EMPTY: lambda scenario, tools: [],
+    BUSY: call_everything,
 }
 
 
@@ -95,7 +96,9 @@ async def check_environment(
     why: Why = lambda tool: "",
 ) -> Verdict:
     """Plays the reference solution and the lazy policies in the first `n` scenarios of `split`, over the real tool servers.
-    `why` is asked about the solution's calls that are answered with an error. Where it solves nothing, nothing else is played.
+    `why` is asked about the solution's calls that are answered with an error. Where it solves nothing, nothing is compared with
+    it. Who calls no tool plays before it, when the servers are as they started; an empty turn is also played right after each
+    scenario's solution, and after all of them: what one rollout does should not be counted for another.
 
     Raises EnvironmentLoadError where there is no reference solution or it fails, and RewardError, naming who played what,
     where a reward fails.
@@ -110,15 +113,19 @@ async def check_environment(
         except RewardError as error:
             raise RewardError(f"{error}; {name} was playing scenario {scenario.id!r}") from error
 
+    before = {name: [await go(name, scenario) for scenario in scenarios] for name in LAZY if name != BUSY}
     played: dict[str, list[ScoredTrajectory]] = {REFERENCE: []}
+    after: list[ScoredTrajectory] = []
     reasons: list[str] = []
     for scenario in scenarios:
         played[REFERENCE].append(await go(REFERENCE, scenario))
         reasons.append(blame(played[REFERENCE][-1], why))  # before another scenario makes it write something else
+        after.append(await go(EMPTY, scenario))
     if any(environment.solved(one) for one in played[REFERENCE]):
-        for name in LAZY:
+        played |= before
+        for name in (EMPTY, BUSY):
             played[name] = [await go(name, scenario) for scenario in scenarios]
-    return judge(environment, played, reasons)
+    return judge(environment, played, reasons, before=before[EMPTY], after=after)
 
 
 async def play_script(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from art_mcp.core.advantage import TIE
 from art_mcp.core.complaints import clip
 from art_mcp.environment import Environment
 from art_mcp.types import Malformed, ScoredTrajectory, ToolCall, ToolUse
@@ -14,8 +15,12 @@ from art_mcp.types import Malformed, ScoredTrajectory, ToolCall, ToolUse
 Why = Callable[[str], str]
 """What the server of the tool of this name wrote of its last error; "" if nothing."""
 
-REFERENCE = "reference solution"
+REFERENCE, EMPTY = "reference solution", "empty turn"
 NOTHING_TO_COMPARE = "whether lazy policies score less than the reference solution, since it solves none of the scenarios"
+REMEDY = (
+    "let the reward depend on this rollout's own calls (trajectory.uses), and give each scenario an id that its calls carry; "
+    "the README has more under Servers with state"
+)
 NAMED, LENGTH = 3, 400
 """How many failed calls one line names, and how many characters of each error and its call are shown."""
 
@@ -43,9 +48,17 @@ class Verdict:
     example: Example | None = None
 
 
-def judge(environment: Environment, played: Mapping[str, Sequence[ScoredTrajectory]], reasons: Sequence[str]) -> Verdict:
+def judge(
+    environment: Environment,
+    played: Mapping[str, Sequence[ScoredTrajectory]],
+    reasons: Sequence[str],
+    *,
+    before: Sequence[ScoredTrajectory],
+    after: Sequence[ScoredTrajectory],
+) -> Verdict:
     """The verdict on what each policy `played`, the reference solution among them. Where that solves nothing, there is nothing
-    with which the lazy policies could be compared. `reasons`: of each of its plays, what `blame` said."""
+    with which the lazy policies could be compared. `reasons`: of each of its plays, what `blame` said. `before`, `after`: empty
+    turns before anything else, and right after the reference solution of the same scenario."""
     rewards = {name: fmean([one.reward for one in plays]) for name, plays in played.items()}
     solved = {name: fmean([environment.solved(one) for one in plays]) for name, plays in played.items()}
     reference = played[REFERENCE]
@@ -62,8 +75,42 @@ def judge(environment: Environment, played: Mapping[str, Sequence[ScoredTrajecto
     failures += [
         f"{name} scores {rewards[name]:.3f}, not below the reference solution's {rewards[REFERENCE]:.3f}" for name in winners
     ]
-    warnings = tolerated(reference, reasons, environment=environment)
-    return Verdict(rewards, solved, tuple(failures), unchecked, tuple(warnings), example)
+    warnings = (
+        *gifts(before, environment=environment),
+        *leaks(before, after, played.get(EMPTY, after)),
+        *tolerated(reference, reasons, environment=environment),
+    )
+    return Verdict(rewards, solved, tuple(failures), unchecked, warnings, example)
+
+
+def gifts(before: Sequence[ScoredTrajectory], *, environment: Environment) -> list[str]:
+    """Where an empty turn scores while nothing has been played."""
+    given = [one for one in before if one.reward > TIE or environment.solved(one)]
+    if not given:
+        return []
+    return [
+        f"an empty turn, which calls no tool and answers nothing, already scores {given[0].reward:.3f}{place_of(given[0])} "
+        f"({share(given, before)}): {REMEDY}"
+    ]
+
+
+def leaks(
+    before: Sequence[ScoredTrajectory], after: Sequence[ScoredTrajectory], at_last: Sequence[ScoredTrajectory]
+) -> list[str]:
+    """Where what one rollout does is counted for another: an empty turn does not score what it did before."""
+    for later, when in ((after, "after its reference solution was played"), (at_last, "after the other scenarios were played")):
+        changed = [(old, new) for old, new in zip(before, later, strict=True) if abs(new.reward - old.reward) > TIE]
+        if changed:
+            old, new = changed[0]
+            return [
+                f"state leaks from one rollout into another: an empty turn{place_of(old)} scores {new.reward:.3f} {when}, "
+                f"{old.reward:.3f} before ({share(changed, before)}): {REMEDY}"
+            ]
+    return []
+
+
+def share(some: Sequence[object], among: Sequence[object]) -> str:
+    return f"so in {len(some)} of {len(among)} scenarios"
 
 
 def example_of(policy: str, scored: ScoredTrajectory) -> Example:

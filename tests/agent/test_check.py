@@ -134,7 +134,7 @@ async def test_calls_that_a_reference_solution_puts_together_are_played_as_one_t
 
     twice = [[ToolCall("add", {"a": 1, "b": 2}), ToolCall("add", {"a": 3, "b": 4})], ToolCall("add", {"a": 5, "b": 6})]
     verdict = await check(solution=lambda scenario: (twice, scenario.facts["answer"]), rewards={"watch": watch}, n=1)
-    assert turns[0] == [0, 0, 1]
+    assert [0, 0, 1] in turns
     assert verdict.failures == ()
 
 
@@ -158,7 +158,7 @@ async def test_the_split_the_system_message_and_the_limits_are_those_that_traini
 
     verdict = await check(rewards={"watch": watch}, split="test", n=1, system="You add.", limits=Limits(turns=1))
     assert {trajectory.messages[0]["content"] for trajectory in seen} == {"You add."}
-    assert seen[0].stop_reason is StopReason.TURN_LIMIT
+    assert next(trajectory for trajectory in seen if trajectory.uses).stop_reason is StopReason.TURN_LIMIT
     assert "the reference solution solves only 0% of the scenarios" in verdict.failures
     with pytest.raises(EnvironmentLoadError, match="no split 'practice'"):
         await check(split="practice")

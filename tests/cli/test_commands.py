@@ -329,6 +329,94 @@ def test_check_warns_of_a_call_of_the_reference_solution_that_fails_where_the_re
     assert len(json.loads(out.splitlines()[-1])["warnings"]) == 1
 
 
+STATEFUL = """
+from mcp.server import MCPServer
+
+server = MCPServer("shop")
+orders: list[str] = {orders}
+
+
+@server.tool()
+async def order(item: str) -> str:
+    orders.append(item)
+    return item
+
+
+@server.tool()
+async def ordered() -> str:
+    return " ".join(orders)
+"""
+SHOP = """
+from art_mcp import Environment, Scenario, ToolCall
+
+
+async def bought(trajectory, toolbox):
+    ordered = (await toolbox.call(ToolCall("ordered", {{}}))).text.split()
+    item = trajectory.scenario.id
+    own = any(use.result.text == item for use in trajectory.uses)
+    return float({reward})
+
+
+environment = Environment(
+    servers=["shop.py:server"],
+    scenarios=lambda split: [Scenario(item, f"Order {{item}}.") for item in ("tea", "rum")],
+    rewards={{"bought": bought}},
+    solution=lambda scenario: ([ToolCall("order", {{"item": scenario.id}})], "done"),
+)
+"""
+LEAKS = "WARNING: state leaks from one rollout into another: an empty turn in scenario"
+GIVEN = "WARNING: an empty turn, which calls no tool and answers nothing, already scores"
+
+
+@pytest.mark.parametrize(
+    ("orders", "reward", "warning"),
+    [
+        (
+            [],
+            "item in ordered",
+            f"{LEAKS} 'tea' scores 1.000 after its reference solution was played, 0.000 before (so in 2 of 2",
+        ),
+        ([], "ordered.count(item) == 1", f"{LEAKS} 'tea' scores 1.000 after its reference solution was played, 0.000 before"),
+        (
+            [],
+            "own - (item == 'tea' and 'rum' in ordered)",
+            f"{LEAKS} 'tea' scores -1.000 after the other scenarios were played",
+        ),
+        (
+            ["rum"],
+            "own or item in ordered",
+            f"{GIVEN} 1.000 in scenario 'rum' (so in 1 of 2 scenarios): let the reward depend",
+        ),
+        ([], "0.5 + own", f"{GIVEN} 0.500 in scenario 'tea' (so in 2 of 2 scenarios): let the reward depend on this rollout's"),
+    ],
+)
+def test_check_warns_where_state_or_nothing_at_all_is_rewarded(project, art, orders, reward, warning):
+    (project / "shop.py").write_text(STATEFUL.format(orders=orders))
+    (project / "environments" / "shop.py").write_text(SHOP.format(reward=reward))
+    _, out, _ = art("check", "shop")
+    assert f"\n{warning}" in out
+    assert "README has more under Servers with state" in out
+
+
+def test_check_does_not_warn_where_a_server_has_state_and_only_a_rollouts_own_calls_are_rewarded(project, art):
+    (project / "shop.py").write_text(STATEFUL.format(orders=["milk"]))
+    (project / "environments" / "shop.py").write_text(SHOP.format(reward="own and item in ordered"))
+    code, out, _ = art("check", "shop", "--json")
+    assert (code, json.loads(out.splitlines()[-1])["warnings"]) == (0, [])
+
+
+def test_check_blames_state_that_is_kept_before_the_policy_that_scores_by_it(project, art):
+    (project / "shop.py").write_text(STATEFUL.format(orders=[]))
+    (project / "environments" / "shop.py").write_text(SHOP.format(reward="item in ordered"))
+    code, out, _ = art("check", "shop")
+    assert code == 1
+    told = [line for line in out.splitlines() if line.startswith(("WARNING", "FAILED"))]
+    assert told[0].startswith(LEAKS)
+    assert told[1] == "FAILED: empty turn scores 1.000, not below the reference solution's 1.000"
+    assert not any("no tool scores" in line for line in told)
+    assert out.partition("\nexample: ")[2].startswith("empty turn in scenario 'tea'")
+
+
 def test_rollout_shows_who_said_what_and_the_token_stream(project, art):
     code, out, _ = art("rollout", HERE, "--temperature", "0", "--number", "1")
     assert code == 0
