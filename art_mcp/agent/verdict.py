@@ -35,7 +35,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Mean reward and share solved of the reference solution and of each lazy policy that was played, over the same scenarios.
+    """Mean reward and share solved of the reference solution and of each lazy policy compared with it, over the same scenarios.
 
     `failures` says what is wrong, causes first; `unchecked` what could not be found out for that; `warnings` what may be
     meant. `example`: of the first failure, where there is one."""

@@ -60,7 +60,7 @@ async def test_a_reference_solution_that_does_not_solve_is_found():
     assert "the reference solution solves only 25% of the scenarios" in verdict.failures
 
 
-async def test_where_the_reference_solution_solves_nothing_the_causes_are_told_and_no_lazy_policy_is_played():
+async def test_where_the_reference_solution_solves_nothing_the_causes_are_told_and_nothing_is_compared_with_it():
     for calls, cause in (
         (lambda scenario: [], "the reference solution solves only 0% of the scenarios"),
         (lambda scenario: [ToolCall("fail", {})], "each of the reference solution's 4 calls is answered with an error: "),
