@@ -10,7 +10,7 @@ from typing import Any
 
 from art_mcp.agent.rollout import rollout
 from art_mcp.environment import Environment, own_code
-from art_mcp.errors import EnvironmentLoadError, RewardError
+from art_mcp.errors import EnvironmentLoadError, RewardError, explained
 from art_mcp.ports import Dialect, Sampler, Toolbox
 from art_mcp.types import Malformed, Message, Scenario, ScoredTrajectory, Tool, ToolCall, ToolUse
 
@@ -148,7 +148,7 @@ def reason_of(scored: ScoredTrajectory, why: Why) -> str:
     if not wrong or not isinstance(wrong[-1].call, ToolCall):
         return ""
     text, reason = wrong[-1].result.text, why(wrong[-1].call.name)
-    return f"{text} (its server wrote: {reason})" if reason and reason not in text else text
+    return explained(text, reason)
 
 
 def refusals(played: Sequence[ScoredTrajectory], reasons: Sequence[str], *, environment: Environment) -> list[str]:
