@@ -9,8 +9,9 @@ from typing import Any
 import anyio
 
 from art_mcp.core.arguments import validate
+from art_mcp.core.names import suggest
 from art_mcp.errors import ConfigError, ToolServerError
-from art_mcp.tools.config import is_target, load_config, pick, suggest, target_spec
+from art_mcp.tools.config import is_target, load_config, pick, target_spec
 from art_mcp.types import JsonObject, ServerSpec, Tool, ToolCall, ToolResult
 
 START_SECONDS = 30.0

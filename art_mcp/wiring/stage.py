@@ -17,7 +17,7 @@ from art_mcp.model import Model, TrainableModel
 from art_mcp.observe.waiting import waiting
 from art_mcp.ports import Progress, Toolbox, Tracer
 from art_mcp.store.aside import put_back
-from art_mcp.store.run import MANIFEST, Run, open_run
+from art_mcp.store.run import MANIFEST, RUNS, Run, open_run
 from art_mcp.types import LoraSpec, ModelSpec
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from art_mcp.agent.loop import Plan
     from art_mcp.local.backend import LocalBackend
 
-RUNS = Path("runs")
 KNOWN_TOOLS = "art_mcp_tools.json"
 """In the folder of a model that can use a few tools only: which ones, and what it was trained on."""
 

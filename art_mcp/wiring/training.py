@@ -19,11 +19,11 @@ from art_mcp.agent.imitation import Lessons
 from art_mcp.agent.loop import Plan, train_loop
 from art_mcp.errors import RunError, boundary
 from art_mcp.ports import Recorder
-from art_mcp.store.run import Run, new_run, refuse_name
+from art_mcp.store.run import RUNS, Run, new_run, refuse_name
 from art_mcp.store.versions import installed
 from art_mcp.store.whole import replacing
 from art_mcp.types import TrainConfig
-from art_mcp.wiring.stage import RUNS, Setting, Stage, evaluate_stage, find_run, note_unseen_tools, open_stage, refuse_overlap
+from art_mcp.wiring.stage import Setting, Stage, evaluate_stage, find_run, note_unseen_tools, open_stage, refuse_overlap
 from art_mcp.wiring.tags import check_tags
 from art_mcp.wiring.warm import (
     Both,

@@ -327,7 +327,7 @@ def test_a_model_may_be_named_by_its_run_and_step(straight, project):
         with pytest.raises(RunError, match=r"no checkpoint of step .*; it has 2, 4"):
             find_model(text)
     for text in ("runs/mien", "mien@2"):
-        with pytest.raises(RunError, match=r"no run at runs/mien .*there are mine"):
+        with pytest.raises(RunError, match=r"no run at runs/mien .*did you mean \'mine\'\? there are: mine"):
             find_model(text)
     assert find_model("Qwen/Qwen2.5-0.5B") == "Qwen/Qwen2.5-0.5B"
 
