@@ -95,6 +95,11 @@ def boundary(failure: type[ArtMcpError], what: str, *expected: type[BaseExceptio
         raise
 
 
+def explained(text: str, wrote: str) -> str:
+    """An error as a server answered with it, and what it `wrote` of it elsewhere, where that says more."""
+    return f"{text} (its server wrote: {wrote})" if wrote and wrote not in text else text
+
+
 def describe(error: BaseException) -> str:
     """One line: the message, or the kind of error where it carries no message."""
     text = " ".join(str(error).split())

@@ -10,6 +10,7 @@ from statistics import fmean
 from art_mcp.core.advantage import TIE
 from art_mcp.core.complaints import clip
 from art_mcp.environment import Environment
+from art_mcp.errors import explained
 from art_mcp.types import Malformed, ScoredTrajectory, ToolCall, ToolUse
 
 Why = Callable[[str], str]
@@ -149,7 +150,7 @@ def blame(scored: ScoredTrajectory, why: Why) -> str:
     if not wrong or not isinstance(wrong[-1].call, ToolCall):
         return ""
     text, reason = wrong[-1].result.text, why(wrong[-1].call.name)
-    told = f"{text} (its server wrote: {reason})" if reason and reason not in text else text
+    told = explained(text, reason)
     return named(wrong[-1].call, told, where=scored)
 
 

@@ -9,7 +9,7 @@ import typer
 
 from art_mcp.cli import completion
 from art_mcp.cli import options as o
-from art_mcp.errors import ConfigError, boundary
+from art_mcp.errors import ConfigError, boundary, explained
 
 HELP = "Call one tool and print its result. Its own error is one line on stderr and exit code 1."
 EXAMPLE = """Example: art-mcp call calculator add '{"a": 2, "b": 40}'"""
@@ -40,13 +40,13 @@ def command(
     from art_mcp.wiring.servers import call_tool
 
     values = read_arguments(arguments)
-    result = anyio.run(lambda: call_tool(server, tool, values, config=config, timeout=timeout))
+    result, wrote = anyio.run(lambda: call_tool(server, tool, values, config=config, timeout=timeout))
     if result.is_error:
-        o.complain(result.text)
+        o.complain(explained(result.text, wrote))
     else:
         o.write(o.harmless(result.text) if sys.stdout.isatty() else result.text)
     if json:
-        o.write_json({"text": result.text, "is_error": result.is_error, "structured": result.structured})
+        o.write_json({"text": result.text, "is_error": result.is_error, "structured": result.structured, "server_wrote": wrote})
     if result.is_error:
         raise typer.Exit(1)
 

@@ -26,6 +26,7 @@ from art_mcp.errors import ModelError, boundary
 from art_mcp.local.folders import check_folder
 from art_mcp.sampling.tokenizer import BackendTokenizer
 from art_mcp.store.aside import put_back
+from art_mcp.store.run import told_no_run
 from art_mcp.types import LoraSpec, ModelSpec
 
 TINY = Path(__file__).resolve().parent.parent / "tiny_policy"
@@ -150,7 +151,7 @@ def check_hub(source: str) -> None:
     from transformers.utils.hub import cached_file
 
     http = import_module(type(get_session()).__module__.partition(".")[0])  # httpx, or httpx2 with newer hub clients
-    what = f"no folder {source} here, and none could be had from the hub"
+    what = f"{told_no_run(source)}no folder {source} here, and none could be had from the hub"
     with boundary(ModelError, what, OSError, ValueError, http.TransportError):
         if try_to_load_from_cache(source, "config.json") is None:
             # asked once: the hub's client asks six times, for half a minute, each time with lines of its own

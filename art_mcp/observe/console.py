@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any, TextIO
 
@@ -14,6 +15,17 @@ from art_mcp.types import FailedRollout, ScoredTrajectory, TrajectoryGroup
 
 QUIET_SECONDS = 10.0
 """Between two lines where stderr is no terminal."""
+DURATIONS, PACE, DETAIL, REASON, LEFT, FAILED, KEPT = range(7)
+"""What a part of the line is worth: where there is no room for all, the least gives way first, and what is KEPT never."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of the line, and what is `short` in it: all that stays of it where there is no room."""
+
+    text: str
+    worth: int = KEPT
+    short: str = ""
 
 
 class ConsoleProgress:
@@ -38,9 +50,10 @@ class ConsoleProgress:
         self._label, self._rollouts, self._first, self._steps, self._seconds = label, rollouts, first, steps, seconds
         self._began = self._spoke = monotonic()
         self._rewards: list[float] = []
-        self._failed = self._tokens = 0
-        self._line = ""
+        self._failed = self._failed_before = self._tokens = 0
+        self._parts: Sequence[Part] = ()
         self._step: int | None = None
+        self._told: int | None = None
 
     def __enter__(self) -> ConsoleProgress:
         if self._live:
@@ -64,17 +77,20 @@ class ConsoleProgress:
         pass
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> None:
-        """A step is over: its reward stays in the line until the next one's."""
+        """A step is over: its reward stays in a terminal's line until the next one's."""
         parts = [
-            f"step {of(step + 1, self._steps)}",
-            f"reward {values['reward']:.3f}",
-            f"entropy {values.get('entropy', 0.0):.3f}",
+            Part(f"reward {values['reward']:.3f}"),
+            Part(f"entropy {values.get('entropy', 0.0):.3f}", DETAIL),
+            Part(f"rollout {values['seconds_rollout']:.2f} s, train {values['seconds_train']:.2f} s", DURATIONS),
         ]
-        parts.append(f"rollout {values['seconds_rollout']:.2f} s, train {values['seconds_train']:.2f} s")
         if values.get("samples_with_signal") == 0:
-            parts.append("nothing to learn: equal rewards in each group")
-        self._line, self._step = "  ".join(parts), step + 1
+            parts.append(Part("nothing to learn: equal rewards in each group", REASON, "nothing to learn"))
+        self._over(step + 1, parts)
+
+    def _over(self, step: int, parts: Sequence[Part]) -> None:
+        self._parts, self._step = parts, step
         self._rewards.clear()
+        self._failed_before = self._failed
         self._show()
 
     def _show(self) -> None:
@@ -84,22 +100,28 @@ class ConsoleProgress:
         elif now - self._spoke >= QUIET_SECONDS:
             self._spoke = now
             self._console.print(self.line(now), highlight=False, soft_wrap=True)
+            self._told = self._step
 
     def line(self, now: float) -> str:
-        """The current state in one line."""
+        """The current state in one line, a step that was told before by its number alone. It leaves the terminal's last column
+        free, in which some terminals wrap."""
         spent = max(now - self._began, 1e-9)
-        parts = [self._label, self._line]
-        done = len(self._rewards) + self._failed
-        if self._step is None and done:
+        parts = [Part(self._label)]
+        done = len(self._rewards) + self._failed - self._failed_before
+        if self._step is not None:
+            known = self._step == self._told
+            parts.append(Part(f"{'after ' if known else ''}step {of(self._step, self._steps)}"))
+            parts += () if known else self._parts
+        if done and self._step == self._told:
             mean = sum(self._rewards) / max(1, len(self._rewards))
-            parts.append(f"{of(done, self._rollouts)} rollouts  reward {mean:.3f}")
+            parts += Part(f"{of(done, self._rollouts)} rollouts"), Part(f"reward {mean:.3f}")
         if self._failed:
-            parts.append(f"{self._failed} failed")
-        parts.append(f"{self._tokens / spent:.0f} tokens/s")
+            parts.append(Part(f"{self._failed} failed", FAILED))
+        parts.append(Part(f"{self._tokens / spent:.0f} tokens/s", PACE))
         left = [time for time in (self._left_by_clock(spent), self._left_by_count(spent, done)) if time is not None]
         if left:
-            parts.append(f"{min(left):.0f} s left")
-        return "  ".join(part for part in parts if part)
+            parts.append(Part(f"{min(left):.0f} s left", LEFT))
+        return fit(parts, self._console.width - 1)
 
     def _left_by_clock(self, spent: float) -> float | None:
         return None if self._seconds is None else max(0.0, self._seconds - spent)
@@ -111,6 +133,16 @@ class ConsoleProgress:
         else:
             total = self._rollouts or 0
         return spent / done * max(0, total - done) if done and total else None
+
+
+def fit(parts: Sequence[Part], width: int) -> str:
+    """The parts in their order, in at most `width` characters, unless what is KEPT takes more."""
+    for least in range(KEPT):
+        line = "  ".join(part.text for part in parts if part.text)
+        if len(line) <= width:
+            return line
+        parts = [Part(part.short) if part.worth == least else part for part in parts]
+    return "  ".join(part.text for part in parts if part.text)
 
 
 def of(done: int, total: int | None) -> str:

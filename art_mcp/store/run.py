@@ -12,12 +12,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from art_mcp.core.names import suggest
 from art_mcp.errors import RunError, boundary
 from art_mcp.store.aside import put_back
 from art_mcp.store.trajectories import write_groups
 from art_mcp.store.whole import replace_text
 from art_mcp.types import TrajectoryGroup
 
+RUNS = Path("runs")
 MANIFEST, METRICS, LATEST = "manifest.json", "metrics.jsonl", "latest"
 
 
@@ -146,8 +148,19 @@ def open_run(path: Path, *, keep_seconds: bool = True) -> Run:
     put back. Raises RunError where there is none."""
     folder = path.parent / path.readlink() if path.is_symlink() else path
     if not (folder / MANIFEST).is_file():
-        here = sorted(one.parent.name for one in path.parent.glob(f"*/{MANIFEST}") if not one.parent.is_symlink())
-        hint = f"there are {', '.join(here)}" if here else "`art-mcp train` makes runs under runs/"
+        here = runs_in(path.parent)
+        hint = suggest(path.name, here) if here else f"`art-mcp train` makes runs under {RUNS}/"
         raise RunError(f"no run at {path} (a folder with a {MANIFEST}): {hint}")
     put_back(folder / "checkpoints")
     return Run(folder, keep_seconds)
+
+
+def runs_in(root: Path) -> list[str]:
+    """The names of the runs under `root`, links left out."""
+    return sorted(path.parent.name for path in root.glob(f"*/{MANIFEST}") if not path.parent.is_symlink())
+
+
+def told_no_run(name: str, root: Path = RUNS) -> str:
+    """What to say first of a name that was looked for elsewhere and may have meant a run under `root`; "" where it cannot."""
+    here = runs_in(root)
+    return f"no run {name!r} under {root}/, {suggest(name, here)}; " if here and "/" not in name else ""

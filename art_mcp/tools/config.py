@@ -6,12 +6,13 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
+from art_mcp.core.names import suggest
 from art_mcp.errors import ConfigError, boundary
 from art_mcp.types import ServerSpec, Transport
 
@@ -98,14 +99,6 @@ def pick(servers: Mapping[str, ServerSpec], name: str, path: str | Path) -> Serv
     if name not in servers:
         raise ConfigError(f"no server {name!r} in {path}; {suggest(name, servers)}")
     return servers[name]
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """A hint for a wrong name: "did you mean …? there are: …"."""
-    known = list(known)
-    close = get_close_matches(name, known, n=1)
-    question = f"did you mean {close[0]!r}? " if close else ""
-    return f"{question}there are: {', '.join(known) or 'none'}"
 
 
 def resolve(spec: ServerSpec, environ: Mapping[str, str] | None = None) -> tuple[ServerSpec, frozenset[str]]:

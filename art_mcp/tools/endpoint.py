@@ -63,8 +63,9 @@ class Log:
     file: TextIO
 
     def last_lines(self) -> str:
-        """The last few lines that are not blank, as one."""
-        return " / ".join([line.strip() for line in self.tail(0, self.size()).splitlines() if line.strip()][-LAST_LINES:])
+        """The last few lines with a word in them, as one; those that only underline others say nothing."""
+        lines = self.tail(0, self.size()).splitlines()
+        return " / ".join([line.strip() for line in lines if re.search(r"\w", line)][-LAST_LINES:])
 
     def size(self) -> int:
         return os.fstat(self.file.fileno()).st_size

@@ -11,7 +11,7 @@ import mcp.types
 from mcp import Client, MCPError
 from mcp.types import CONNECTION_CLOSED, INTERNAL_ERROR, INVALID_REQUEST, PARSE_ERROR, REQUEST_TIMEOUT
 
-from art_mcp.errors import ToolServerError, boundary, describe
+from art_mcp.errors import ToolServerError, boundary, describe, explained
 from art_mcp.tools.connect import Connection, Era, connect
 from art_mcp.tools.endpoint import FAILURES, Endpoint
 from art_mcp.tools.inprocess import ServerObject
@@ -83,7 +83,7 @@ class Link:
         try:
             result = await self.request(connection, tool, dict(arguments))
         except MCPError as error:
-            return self.judge(error, tool, endpoint=connection.endpoint)
+            return self.judge(error, tool, endpoint=connection.endpoint, before=before)
         except (RuntimeError, *FAILURES) as error:  # RuntimeError: structured content against the tool's own schema
             raise connection.endpoint.failure(f"answered {tool!r} wrongly: {describe(error)}") from error
         if result.is_error:
@@ -106,8 +106,9 @@ class Link:
                 raise
         return await client.call_tool(tool, arguments)
 
-    def judge(self, error: MCPError, tool: str, *, endpoint: Endpoint) -> ToolResult:
-        """The result that a protocol error is where the call was at fault; ToolServerError where the server or the way was."""
+    def judge(self, error: MCPError, tool: str, *, endpoint: Endpoint, before: int) -> ToolResult:
+        """The result that a protocol error is where the call was at fault; ToolServerError where the server or the way was.
+        `before`: how long the server's log was when it was called."""
         if error.code == REQUEST_TIMEOUT:
             raise endpoint.failure(f"did not answer {tool!r} within {self.waiting.call_timeout:g} s") from error
         if error.code == CONNECTION_CLOSED:
@@ -117,7 +118,8 @@ class Link:
                 self.failure = self.failure or failure
             raise failure from error
         if error.code in SERVER_FAULTS:
-            raise endpoint.failure(f"failed at {tool!r}: {error.message}") from error
+            wrote = endpoint.error_within(before, endpoint.log.size())
+            raise endpoint.failure(f"failed at {tool!r}: {explained(error.message, wrote)}") from error
         return ToolResult(whole(error.message), is_error=True)
 
 

@@ -11,8 +11,9 @@ from typing import Any, TypeAlias
 
 import anyio
 
+from art_mcp.core.names import suggest
 from art_mcp.errors import ConfigError, sole_cause
-from art_mcp.tools.config import is_target, load_config, pick, server_spec, suggest, target_spec
+from art_mcp.tools.config import is_target, load_config, pick, server_spec, target_spec
 from art_mcp.tools.connect import Era
 from art_mcp.tools.inprocess import ServerObject
 from art_mcp.tools.link import Link, Waiting

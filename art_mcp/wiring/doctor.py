@@ -14,7 +14,7 @@ from art_mcp.errors import ConfigError, ModelError, TemplateError, ToolServerErr
 from art_mcp.local.doctor import Finding, ok, problem, size, warning
 from art_mcp.store.versions import installed
 from art_mcp.types import ModelSpec, Trajectory
-from art_mcp.wiring.stage import find_model
+from art_mcp.wiring.stage import find_model, told_unseen
 
 if TYPE_CHECKING:
     from art_mcp.local.doctor_memory import Estimate, Load
@@ -96,16 +96,19 @@ async def examine_environment(visit: Visit, environment: Environment, patient: P
     try:
         async with open_tools(environment.servers, config=visit.config, only=environment.tools) as toolbox:
             names = ", ".join(tool.name for tool in toolbox.tools)
-            served = ok("servers", f"all start; {len(toolbox.tools)} tools are offered: {names}")
+            served = [ok("servers", f"all start; {len(toolbox.tools)} tools are offered: {names}")]
+            if unseen := told_unseen(patient.source, toolbox):
+                remedy = f"teach it first, by art-mcp sft {visit.environment}, or choose a model that was made for tools"
+                served.append(warning("tools", unseen, remedy))
             try:
                 dialect = load_dialect(ModelSpec(source=patient.source))
             except (ModelError, TemplateError):  # a finding of its own, made before
-                return [served], None
+                return served, None
             context = context_of(read_json(patient.folder / "config.json"))
             opening = find_opening(environment, dialect, toolbox, context=context)
             if opening.level == "problem" or environment.solution is None:
-                return [served, opening], None
-            return [served, opening], await measure_conversations(visit, environment, dialect, toolbox=toolbox)
+                return [*served, opening], None
+            return [*served, opening], await measure_conversations(visit, environment, dialect, toolbox=toolbox)
     except ToolServerError as error:
         return [problem("servers", str(error), "look at it alone: art-mcp tools SERVER")], None
 

@@ -9,8 +9,9 @@ from typing import Any
 import anyio
 
 from art_mcp.core.arguments import validate
+from art_mcp.core.names import suggest
 from art_mcp.errors import ConfigError, ToolServerError
-from art_mcp.tools.config import is_target, load_config, pick, suggest, target_spec
+from art_mcp.tools.config import is_target, load_config, pick, target_spec
 from art_mcp.types import JsonObject, ServerSpec, Tool, ToolCall, ToolResult
 
 START_SECONDS = 30.0
@@ -68,8 +69,9 @@ async def list_one(spec: ServerSpec) -> Listing:
         return Listing(spec, failure=str(error))
 
 
-async def call_tool(server: str, tool: str, arguments: JsonObject, *, config: str, timeout: float) -> ToolResult:
-    """The result of one call, uncut; `timeout` is how many seconds it may take, once the server has listed its tools.
+async def call_tool(server: str, tool: str, arguments: JsonObject, *, config: str, timeout: float) -> tuple[ToolResult, str]:
+    """The result of one call, uncut, and where it is an error, the one that the server wrote meanwhile, if any; `timeout` is
+    how many seconds it may take, once the server has listed its tools.
 
     Raises ConfigError for a tool that is not there and for arguments that do not fit its schema, before anything is called;
     ToolServerError where the server does not start, ends, or does not answer in time.
@@ -85,5 +87,6 @@ async def call_tool(server: str, tool: str, arguments: JsonObject, *, config: st
         if complaint is not None:
             raise ConfigError(f"{tool} was not called: {complaint}")
         with anyio.move_on_after(timeout):
-            return await toolbox.call(ToolCall(tool, arguments))
+            result = await toolbox.call(ToolCall(tool, arguments))
+            return result, toolbox.last_error(tool) if result.is_error else ""
         raise ToolServerError(f"server {specs[0].name!r} did not answer {tool!r} within {timeout:g} s")

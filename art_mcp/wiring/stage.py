@@ -17,7 +17,7 @@ from art_mcp.model import Model, TrainableModel
 from art_mcp.observe.waiting import waiting
 from art_mcp.ports import Progress, Toolbox, Tracer
 from art_mcp.store.aside import put_back
-from art_mcp.store.run import MANIFEST, Run, open_run
+from art_mcp.store.run import MANIFEST, RUNS, Run, open_run
 from art_mcp.types import LoraSpec, ModelSpec
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from art_mcp.agent.loop import Plan
     from art_mcp.local.backend import LocalBackend
 
-RUNS = Path("runs")
 KNOWN_TOOLS = "art_mcp_tools.json"
 """In the folder of a model that can use a few tools only: which ones, and what it was trained on."""
 
@@ -186,25 +185,26 @@ async def open_scene(
 
 
 def note_unseen_tools(stage: Stage | Scene, *, stream: Any) -> None:
-    """Tells `stream` where the model knows a few tools only, as its folder says, and is offered others."""
+    """Tells `stream` where the model knows a few tools only, and is offered others."""
     if not isinstance(stage.model, TrainableModel):
         return
+    unseen = told_unseen(stage.model.spec.source, stage.toolbox)
+    if unseen:
+        stream.write(f"note: {unseen}: name another --model, or teach it first, by art-mcp sft\n")
+
+
+def told_unseen(source: str, toolbox: Toolbox) -> str:
+    """That the model `source` knows a few tools only, as its folder says, and which others it is offered; "" where none."""
     from art_mcp.local.models import model_source
 
-    source = stage.model.spec.source
     path = Path(model_source(source)) / KNOWN_TOOLS
     if not path.is_file():
-        return
+        return ""
     with boundary(ModelError, f"reading {path}", OSError, ValueError, KeyError, TypeError):
         known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        unseen = [tool.name for tool in stage.toolbox.tools if tool.name not in known["tools"]]
-        trained_on = known["trained_on"]
-    if unseen:
+        unseen = [tool.name for tool in toolbox.tools if tool.name not in known["tools"]]
         few = f"{', '.join(unseen[:3])}{', …' if len(unseen) > 3 else ''}"
-        stream.write(
-            f"note: {source} was trained on {trained_on} and never saw {few}: "
-            "name another --model, or teach it first, by art-mcp sft\n"
-        )
+        return f"{source} was trained on {known['trained_on']} and never saw {few}" if unseen else ""
 
 
 def refuse_overlap(setting: Setting, plan: Plan) -> None:

@@ -6,24 +6,23 @@ import hashlib
 import json
 import platform
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from secrets import token_hex
 from time import monotonic
 from typing import Any
-
-import anyio
 
 from art_mcp.agent.curriculum import recalled
 from art_mcp.agent.imitation import Lessons
 from art_mcp.agent.loop import Plan, train_loop
 from art_mcp.errors import RunError, boundary
 from art_mcp.ports import Recorder
-from art_mcp.store.run import Run, new_run, refuse_name
+from art_mcp.store.run import RUNS, Run, new_run, refuse_name
 from art_mcp.store.versions import installed
 from art_mcp.store.whole import replacing
 from art_mcp.types import TrainConfig
-from art_mcp.wiring.stage import RUNS, Setting, Stage, evaluate_stage, find_run, note_unseen_tools, open_stage, refuse_overlap
+from art_mcp.wiring.stage import Setting, Stage, evaluate_stage, find_run, note_unseen_tools, open_stage, refuse_overlap
+from art_mcp.wiring.stopping import status_kept
 from art_mcp.wiring.tags import check_tags
 from art_mcp.wiring.warm import (
     Both,
@@ -156,30 +155,6 @@ async def warm_up(training: Training, run: Run, *, stage: Stage, clock: Clock, o
     after = {} if plan.steps == 0 else await measure(stage, training, stream=stream, label="after the warm start")
     clock.lap("evaluate_warm_start")
     run.describe({"warm_start": {**learned, "after": after, "done": True}, "seconds": clock.laps})
-
-
-@contextmanager
-def status_kept(run: Run, stream: Any) -> Generator[None]:
-    """Keeps the manifest's status: running, and where it does not end well, failed or stopped; then `stream` is told how the
-    run goes on."""
-    run.describe({"status": "running"})
-    status = "failed"
-    try:
-        yield
-        status = ""
-    except (anyio.get_cancelled_exc_class(), KeyboardInterrupt):
-        step = (run.checkpoints() or [0])[-1]
-        stream.write(f"stopped after {step} steps; to go on: art-mcp train --resume {run.folder}\n")
-        status = "stopped"
-        raise
-    finally:
-        if status:
-            leave(run, status)
-
-
-def leave(run: Run, status: str) -> None:
-    with suppress(RunError):  # a full disk takes neither this nor what failed before, and that is what must be told
-        run.describe({"status": status})
 
 
 async def train_stage(stage: Stage, training: Training, run: Run, *, others: Sequence[Recorder], stream: Any) -> float:

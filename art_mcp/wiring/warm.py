@@ -13,7 +13,7 @@ from art_mcp.agent.group import gather_trajectory_groups
 from art_mcp.agent.imitation import Lessons, imitation_loop
 from art_mcp.agent.loop import Plan, Save, pick
 from art_mcp.errors import ConfigError, RunError, TrainError, boundary
-from art_mcp.observe.console import ConsoleProgress, of
+from art_mcp.observe.console import DETAIL, DURATIONS, ConsoleProgress, Part
 from art_mcp.observe.waiting import waiting
 from art_mcp.ports import Recorder
 from art_mcp.store.run import Run
@@ -29,11 +29,9 @@ class LessonProgress(ConsoleProgress):
     """The progress line of supervised steps; its tokens are the ones that are learned."""
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> None:
-        done, rate = of(step + 1, self._steps), values["learning_rate"]
-        parts = (f"step {done}", f"loss {values['loss']:.3f}", f"lr {rate:.1e}", f"train {values['seconds_train']:.2f} s")
-        self._line, self._step = "  ".join(parts), step + 1
         self._tokens += int(values["trainable_tokens"])
-        self._show()
+        seconds = Part(f"train {values['seconds_train']:.2f} s", DURATIONS)
+        self._over(step + 1, (Part(f"loss {values['loss']:.3f}"), Part(f"lr {values['learning_rate']:.1e}", DETAIL), seconds))
 
 
 @dataclass(frozen=True, slots=True)

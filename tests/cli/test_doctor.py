@@ -45,6 +45,32 @@ def test_a_healthy_model_in_a_healthy_environment(project, art):
     assert [line for line in err.splitlines() if not line.endswith("…")] == []
 
 
+FOREIGN = """
+from mcp.server import MCPServer
+
+server = MCPServer("foreign")
+
+
+@server.tool()
+def lookup(word: str) -> str:
+    return word
+"""
+
+
+def test_a_model_that_knows_a_few_tools_only_is_told_by_name_where_it_is_offered_others(project, art):
+    (project / "foreign.py").write_text(FOREIGN)
+    served = DEAD.replace('{"command": "python", "args": ["-c", "import sys; sys.exit(\'no database here\')"]}', '"foreign.py"')
+    (project / "environments" / "words.py").write_text(served)
+    code, out, _ = art("doctor", "tiny", "words")
+    told = "tools: tiny was trained on the calculator environment's questions alone and never saw lookup"
+    remedy = "→ teach it first, by art-mcp sft words, or choose a model that was made for tools"
+    assert (code, f"warning  {told}\n         {remedy}\n" in out) == (0, True)
+    shutil.copytree(ROOT / "art_mcp" / "tiny_policy", project / "mine")
+    (project / "mine" / "art_mcp_tools.json").unlink()
+    assert "never saw" not in art("doctor", "mine", "words")[1]
+    assert "never saw" not in art("doctor", "tiny", CALCULATOR)[1]
+
+
 def test_a_visit_asks_nvidia_smi_once(project, art, monkeypatch):
     asked = project / "asked"
     (project / "nvidia-smi").write_text(f"#!/bin/sh\necho once >> {asked}\necho 'NVIDIA H100, 81559, 81000, 570.86.15, 9.0'\n")

@@ -118,6 +118,22 @@ def test_a_model_without_weights_is_told_before_torch_is_loaded(project, words):
     assert not {"torch", "transformers", "mcp"} & set(loaded)
 
 
+@pytest.mark.parametrize("words", ["eval sums --model my-frist", "export my-frist out", "doctor my-frist"])
+def test_a_mistyped_run_is_told_as_one_before_the_hub_is_mentioned(project, tmp_path, monkeypatch, words):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    shutil.copytree(project, tmp_path / "used")
+    for name in ("my-first", "other"):
+        (tmp_path / "used" / "runs" / name).mkdir(parents=True)
+        (tmp_path / "used" / "runs" / name / "manifest.json").write_text("{}")
+    told = "no folder my-frist here, and none could be had from the hub: "
+    missed = "no run 'my-frist' under runs/, did you mean 'my-first'? there are: my-first, other; "
+    for place, first in ((project, ""), (tmp_path / "used", missed)):
+        done = run(place, ART, *words.split(), stdout=subprocess.PIPE)
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1].startswith(f"error: {first}{told}")
+
+
 def test_a_port_in_use_is_one_line(project):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -80,7 +80,7 @@ def test_the_names_of_tools_are_bold_on_a_terminal_and_what_a_server_says_does_n
 def test_a_call_prints_its_result(project, art):
     assert art("call", "calculator", "add", '{"a": 2, "b": 40}') == (0, "42\n", "")
     code, out, _ = art("call", CALCULATOR, "add", '{"a": 2, "b": 40}', "--json")
-    assert (code, last(out)) == (0, {"text": "42", "is_error": False, "structured": {"result": 42}})
+    assert (code, last(out)) == (0, {"text": "42", "is_error": False, "structured": {"result": 42}, "server_wrote": ""})
 
 
 def test_a_call_without_arguments_needs_none(art):
@@ -104,6 +104,72 @@ def test_a_tools_own_error_is_one_line_on_stderr_and_exit_code_1(art):
     assert art("call", ODD, "refuse") == (1, "", "error: Error executing tool refuse: not today\n")
     code, out, err = art("call", CALCULATOR, "divide", '{"a": 1, "b": 0}', "--json")
     assert (code, last(out)["is_error"], err.count("\n")) == (1, True, 1)
+
+
+FAULTY = """
+import json
+import sys
+
+from mcp.server import MCPServer
+
+server = MCPServer("faulty")
+
+
+@server.tool()
+async def crash() -> str:
+    return {"kept": 1}["lost"]
+
+
+def speak_by_hand():
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer = {"error": {"code": -32601, "message": "not known"}}
+        if request["method"] == "initialize":
+            about = {"serverInfo": {"name": "by hand", "version": "1"}, "capabilities": {"tools": {}}}
+            answer = {"result": {"protocolVersion": "2025-06-18", **about}}
+        elif request["method"] == "tools/list":
+            answer = {"result": {"tools": [{"name": name, "inputSchema": {"type": "object"}} for name in ("die", "fail")]}}
+        elif request["method"] == "tools/call" and request["params"]["name"] == "die":
+            print(len({}["lost"]))
+        elif request["method"] == "tools/call":
+            sys.stderr.write("Traceback (most recent call last):\\n  File x\\nOSError: no more room\\n")
+            answer = {"error": {"code": -32603, "message": "Internal error"}}
+        if "id" in request:
+            print(json.dumps({"jsonrpc": "2.0", "id": request["id"], **answer}), flush=True)
+
+
+if __name__ == "__main__":
+    speak_by_hand() if sys.argv[1:] else server.run("stdio")
+"""
+
+
+@pytest.fixture
+def faulty(tmp_path, monkeypatch):
+    """Two servers, one on the SDK and one that does without, whose tools fail in every way but the meant one."""
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    servers = {
+        "sdk": {"command": "python", "args": ["faulty.py"]},
+        "hand": {"command": "python", "args": ["-u", "faulty.py", "x"]},
+    }
+    (tmp_path / "config.json").write_text(json.dumps({"mcpServers": servers}))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("server", ["sdk", "faulty.py"])
+def test_what_a_tool_raised_is_told_where_its_server_keeps_it_from_clients(faulty, art, server):
+    told = "error: Error executing tool crash (its server wrote: KeyError: 'lost')\n"
+    assert art("call", server, "crash") == (1, "", told)
+    _, out, _ = art("call", server, "crash", "--json")
+    assert (last(out)["text"], last(out)["server_wrote"]) == ("Error executing tool crash", "KeyError: 'lost'")
+
+
+def test_a_server_that_fails_at_a_call_or_dies_of_it_is_quoted(faulty, art):
+    told = "error: server 'hand' failed at 'fail': Internal error (its server wrote: OSError: no more room)\n"
+    assert art("call", "hand", "fail") == (2, "", told)
+    code, out, err = art("call", "hand", "die")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: server 'hand' ended: File ")
+    assert err.endswith(""", in speak_by_hand / print(len({}["lost"])) / KeyError: 'lost'\n""")
 
 
 MISTAKES = {

@@ -1,6 +1,7 @@
 """Both trainers, and torch in both process modes, take the same first step from the same samples."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,7 +18,7 @@ from art_mcp.types import LoraSpec, ModelSpec
 
 pytestmark = [pytest.mark.gpu, pytest.mark.anyio, pytest.mark.timeout(400), pytest.mark.filterwarnings("default")]
 
-HERE = Path(__file__).parent
+HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,9 @@ def in_a_process(trainer, dtype, adapter, samples, *, temperature, folder):
     out = folder / f"{trainer}-{dtype}.safetensors"
     asked = [trainer, dtype, str(adapter), str(folder / "samples.json"), str(temperature), str(out)]
     command = [sys.executable, str(HERE / "gradient.py"), *asked]
-    done = subprocess.run(command, check=False, cwd=HERE.parent.parent, capture_output=True, text=True)
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": paths}  # where the package is not installed
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{trainer}: {done.stderr[-3000:]}"
     with safe_open(out, "pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["figures"])  # noqa: SIM118

@@ -29,6 +29,12 @@ def clock(monkeypatch):
     return Clock(monkeypatch)
 
 
+@pytest.fixture
+def wide(monkeypatch):
+    """Room for all parts of a line."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True
@@ -50,7 +56,7 @@ def test_failed_rollouts_are_told_apart_and_are_no_rewards(clock):
     assert "reward 1.000  1 failed" in progress.line(1002.0)
 
 
-def test_a_training_run_shows_its_last_step_and_what_is_left_of_its_steps(clock):
+def test_a_training_run_shows_its_last_step_and_what_is_left_of_its_steps(clock, wide):
     progress = ConsoleProgress(io.StringIO(), steps=10, label="training")
     progress.finished(played(1.0))
     assert progress.line(1001.0) == "training  1 rollouts  reward 1.000  10 tokens/s"
@@ -61,7 +67,7 @@ def test_a_training_run_shows_its_last_step_and_what_is_left_of_its_steps(clock)
     assert progress.line(1010.0) == expected
 
 
-def test_a_step_whose_groups_all_have_equal_rewards_is_said_to_teach_nothing(clock):
+def test_a_step_whose_groups_all_have_equal_rewards_is_said_to_teach_nothing(clock, wide):
     progress = ConsoleProgress(io.StringIO(), steps=10)
     progress.metrics(0, METRICS | {"samples_with_signal": 0.0})
     assert "train 2.00 s  nothing to learn: equal rewards in each group  0 tokens/s" in progress.line(1010.0)
@@ -97,6 +103,58 @@ def test_without_a_terminal_there_is_a_plain_line_about_every_ten_seconds(clock)
     assert len(lines) == 3
     assert all(line.startswith("evaluating  ") and "/1000 rollouts" in line for line in lines)
     assert "\x1b" not in stream.getvalue()
+
+
+NO_SIGNAL = {**METRICS, "samples_with_signal": 0.0, "seconds_rollout": 1000.0}
+SHOWN = "training  step 100/200  reward 0.500"
+TIED = "nothing to learn: equal rewards in each group"
+NARROW = {
+    160: f"{SHOWN}  entropy 0.250  {TIED}  1 failed  0 tokens/s  10 s left",
+    120: f"{SHOWN}  entropy 0.250  {TIED}  1 failed  10 s left",
+    110: f"{SHOWN}  {TIED}  1 failed  10 s left",
+    80: f"{SHOWN}  nothing to learn  1 failed  10 s left",
+    70: f"{SHOWN}  nothing to learn  1 failed",
+    40: f"{SHOWN}  nothing to learn",
+}
+
+
+@pytest.mark.parametrize(("columns", "shown"), NARROW.items())
+def test_where_there_is_no_room_for_all_of_a_line_the_least_of_it_is_left_out(clock, monkeypatch, columns, shown):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    progress = ConsoleProgress(io.StringIO(), steps=200, label="training")
+    progress.finished(FAILED)
+    progress.metrics(99, NO_SIGNAL)
+    assert progress.line(1010.0) == shown
+
+
+@pytest.mark.parametrize("label", ["before training, sampled", "after the warm start, sampled"])
+def test_eighty_columns_hold_what_an_evaluation_and_a_step_show_of_time_and_reward(clock, label):
+    evaluation = ConsoleProgress(io.StringIO(), rollouts=1000, label=label)
+    for _ in range(999):
+        evaluation.finished(played(1.0, tokens=100))
+    evaluation.finished(FAILED)
+    assert evaluation.line(1010.0).startswith(f"{label}  1000/1000 rollouts  reward 1.000  1 failed")
+    training = ConsoleProgress(io.StringIO(), steps=200, label="training")
+    training.metrics(12, METRICS)
+    assert training.line(1100.0).startswith("training  step 13/200  reward 0.500  entropy 0.250")
+    assert training.line(1100.0).endswith("  1438 s left")
+    assert max(len(evaluation.line(1010.0)), len(training.line(1100.0))) < 80
+
+
+def test_without_a_terminal_no_step_is_told_twice_and_a_long_one_tells_how_far_its_rollouts_are(clock):
+    stream = io.StringIO()
+    with ConsoleProgress(stream, steps=10, label="training") as progress:
+        for step in range(2):
+            progress.finished(FAILED)
+            progress.metrics(step, METRICS)
+            for reward in (1.0, 0.0, 0.0):
+                clock.now += 11
+                progress.finished(played(reward))
+    first, second, third, *others = stream.getvalue().splitlines()
+    assert first.startswith("training  step 1/10  reward 0.500  entropy 0.250")
+    assert second.startswith("training  after step 1/10  2 rollouts  reward 0.500  1 failed")
+    assert third.startswith("training  after step 1/10  3 rollouts  reward 0.333  1 failed")
+    assert [" ".join(line.split()[1:4]) for line in others] == ["step 2/10 reward", "after step 2/10", "after step 2/10"]
 
 
 def test_a_long_line_stays_one_line_without_a_terminal(clock):

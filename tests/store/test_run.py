@@ -61,7 +61,7 @@ def test_a_run_that_is_not_there_is_told_with_those_that_are(tmp_path):
         open_run(tmp_path / "nope")
     for name in ("b", "a"):
         new_run(tmp_path, name).describe({})
-    with pytest.raises(RunError, match=r"there are a, b$"):
+    with pytest.raises(RunError, match=r"there are: a, b$"):
         open_run(tmp_path / "nope")
 
 

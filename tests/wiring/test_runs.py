@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -239,10 +240,10 @@ def command(*args):
     return subprocess.Popen([sys.executable, "-c", MAIN, *args], env=environment, text=True, start_new_session=True, **pipes)
 
 
-def endless(name, *more):
+def endless(name, *more, environment=ENVIRONMENT):
     """A run in a process of its own, once it has recorded three steps."""
     shape = ["--groups", "2", "--rollouts", "4", "--lr", "1e-3", "--save-every", "2", "--eval-n", "0", "--deterministic"]
-    process = command("train", ENVIRONMENT, "--steps", "100000", "--name", name, *shape, *more)
+    process = command("train", environment, "--steps", "100000", "--name", name, *shape, *more)
     metrics = Path("runs") / name / "metrics.jsonl"
     deadline = monotonic() + 90
     while not metrics.exists() or metrics.read_text().count("\n") < 3:
@@ -293,6 +294,65 @@ def test_an_interrupted_run_says_how_it_goes_on_and_leaves_no_process(project):
     assert [line["step"] for line in run.read_metrics()] == list(range(last + 1))
 
 
+def press_until_it_ends(process):
+    """Ctrl-C again and again, as somebody who waits no longer; gives the exit code."""
+    while True:
+        os.killpg(process.pid, signal.SIGINT)
+        try:
+            return process.wait(0.05)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def tells_what_is_kept(line, run):
+    """Whether this is what a second Ctrl-C is answered with. (A child may have finished a checkpoint after that.)"""
+    told = re.fullmatch(r"ended at once, the checkpoint of step (\d+) is kept; to go on: art-mcp train --resume (\S+)\n", line)
+    return told is not None and int(told[1]) in run.checkpoints() and told[2] == f"runs/{run.folder.name}"
+
+
+def test_a_second_interruption_ends_a_run_at_once_and_says_what_is_kept(project):
+    process = endless("impatient", "--child-process")
+    children = psutil.Process(process.pid).children(recursive=True)
+    code, run = press_until_it_ends(process), run_at(project, "impatient")
+    output, errors = process.communicate(timeout=60)
+    assert (code, output) == (130, "")
+    *before, last = errors.splitlines(keepends=True)
+    assert tells_what_is_kept(last, run)
+    assert len(before) <= 1  # that of a run which had been stopped already
+    assert run.manifest["status"] == "stopped"
+    assert children
+    assert remaining(children) == []
+
+
+STAYING = """
+import runpy, time
+runpy.run_path({server!r}, run_name="server")["server"].run("stdio")
+time.sleep(600)
+"""
+STAYS = """
+from dataclasses import replace
+from pathlib import Path
+from art_mcp.environment import load_environment
+server = {"command": "python", "args": [str(Path(__file__).with_name("staying.py"))]}
+environment = replace(load_environment("@ROOT@/environments/calculator.py"), servers=[server])
+"""
+
+
+def test_an_interruption_while_a_stopped_run_waits_for_its_server_ends_it_and_the_server(project):
+    root = str(HERE.parents[1])
+    (project / "staying.py").write_text(STAYING.format(server=f"{root}/servers/calculator/server.py"))
+    (project / "stays.py").write_text(STAYS.replace("@ROOT@", root))
+    process = endless("closing", "--in-process", environment="stays.py")
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.stderr.readline().startswith("stopped after ")
+    assert press_until_it_ends(process) == 130
+    assert tells_what_is_kept(process.stderr.read(), run_at(project, "closing"))
+    process.communicate()
+    assert len(children) > 1
+    assert remaining(children) == []
+
+
 def test_a_mistake_leaves_no_run_behind(project):
     with pytest.raises(EnvironmentLoadError):
         train(replace(ASKED, setting=replace(SETTING, environment="nothing")), "typo")
@@ -327,7 +387,7 @@ def test_a_model_may_be_named_by_its_run_and_step(straight, project):
         with pytest.raises(RunError, match=r"no checkpoint of step .*; it has 2, 4"):
             find_model(text)
     for text in ("runs/mien", "mien@2"):
-        with pytest.raises(RunError, match=r"no run at runs/mien .*there are mine"):
+        with pytest.raises(RunError, match=r"no run at runs/mien .*did you mean \'mine\'\? there are: mine"):
             find_model(text)
     assert find_model("Qwen/Qwen2.5-0.5B") == "Qwen/Qwen2.5-0.5B"
 

@@ -1,0 +1,88 @@
+"""How a run ends before its time: its status, what whoever stopped it is told, and a second Ctrl-C."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+import anyio
+
+from art_mcp.errors import RunError
+from art_mcp.store.run import Run
+
+STOPPED = "stopped"
+INTERRUPTED = 130
+"""The exit code that Ctrl-C gives."""
+CLEAR_LINE = "\r\x1b[2K\x1b[?25h"
+"""For a terminal: the progress line goes, and the cursor that it hid comes back."""
+
+
+@contextmanager
+def status_kept(run: Run, stream: Any) -> Generator[None]:
+    """Keeps the manifest's status: running, and where it does not end well, failed or stopped; then `stream` is told how the
+    run goes on."""
+    run.describe({"status": "running"})
+    status = "failed"
+    try:
+        with second_press_ends(run):
+            yield
+        status = ""
+    except (anyio.get_cancelled_exc_class(), KeyboardInterrupt):
+        stream.write(f"stopped after {(run.checkpoints() or [0])[-1]} steps; {told_resume(run)}\n")
+        status = STOPPED
+        raise
+    finally:
+        if status:
+            leave(run, status)
+
+
+def leave(run: Run, status: str) -> None:
+    with suppress(RunError):  # a full disk takes neither this nor what failed before, and that is what must be told
+        run.describe({"status": status})
+
+
+def told_resume(run: Run) -> str:
+    return f"to go on: art-mcp train --resume {run.folder}"
+
+
+@contextmanager
+def second_press_ends(run: Run) -> Generator[None]:
+    """Within the block, and after a Ctrl-C in it until this process ends, another Ctrl-C ends the process at once."""
+    first = signal.getsignal(signal.SIGINT)
+    if not callable(first) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed = False
+
+    def press(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        if pressed:
+            end_at_once(run)
+        pressed = True
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # in Python's last second, it would end by the signal
+        first(number, frame)
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield
+    finally:
+        if not pressed:
+            signal.signal(signal.SIGINT, first)
+
+
+def end_at_once(run: Run) -> None:
+    """Ends this process, after a line that says what is kept. Its children end with it, as `child.py` sees to. Nothing that
+    may have been interrupted is used: neither sys.stderr nor the way out through the event loop, whose threads may abort it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave(run, STOPPED)
+    steps = run.checkpoints()
+    kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint was written yet"
+    head = CLEAR_LINE if os.isatty(2) else ""
+    os.write(2, f"{head}ended at once, {kept}; {told_resume(run)}\n".encode())
+    os._exit(INTERRUPTED)
