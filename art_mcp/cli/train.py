@@ -133,13 +133,15 @@ def refuse_others(context: typer.Context) -> None:
 
 
 def show(report: dict[str, Any]) -> None:
-    """The report for people: solved before and after, by level, with 95 % intervals."""
+    """The report for people: solved before, after the warm start where rewards followed one, and after, by level, with 95 %
+    intervals."""
     o.write(f"{report['run']}: {report['steps']} steps in {report['train_seconds']:.0f} s")
+    warm: dict[str, Any] = report.get("warm_start", {})
+    taught = warm.get("after") if report["steps"] > warm.get("steps", 0) else None
+    columns = ": before -> after the warm start -> after training" if taught else ""
     for decoding, after in report["after"].items():
-        measured = [report["before"].get(decoding), after]
-        if warm := report.get("warm_start", {}).get("after"):
-            measured.insert(1, warm[decoding])
-        o.write(f"solved on held-out scenarios, {decoding}, 95 % interval")
+        measured = [report["before"].get(decoding), *([taught[decoding]] if taught else []), after]
+        o.write(f"solved on held-out scenarios, {decoding}, 95 % interval{columns}")
         for level in ("all", *after["by_level"]):
             figures = [one if one is None or level == "all" else one["by_level"].get(level) for one in measured]
             o.write(f"  level {level:>3}  n={(figures[-1] or after)['n']:<5} {' -> '.join(map(share, figures))}")

@@ -22,7 +22,7 @@ from art_mcp.errors import ConfigError, EnvironmentLoadError, RunError
 from art_mcp.store.run import Run
 from art_mcp.store.trajectories import read_rows
 from art_mcp.types import TrainConfig
-from art_mcp.wiring import training
+from art_mcp.wiring import measured, training
 from art_mcp.wiring.stage import Setting, find_model
 from tests.processes import remaining
 
@@ -348,7 +348,7 @@ def test_a_policy_that_learned_nothing_is_not_measured_again(project):
 
 
 def test_a_measurement_that_solves_nothing_at_first_ends_there_before_and_after_training(project, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "HOPELESS", 3)
+    monkeypatch.setattr(measured, "HOPELESS", 3)
     place = tmp_path / "never.py"
     place.write_text(
         "from dataclasses import replace\nfrom art_mcp.environment import load_environment\n"
