@@ -61,16 +61,18 @@ def card_of(art, tmp_path, model, out, *options):
 
 def test_a_run_with_a_warm_start_and_a_curriculum_shows_what_each_part_gave(art, tmp_path):
     shape = ["--groups", "2", "--rollouts", "2", "--steps", "1", "--temperature", "1.2", "--name", "both"]
-    code, out, err = art("train", ENVIRONMENT, "--warm-start", "6", "--curriculum", *shape, *SHORT, "--json")
+    warm = ["--warm-start", "32", "--warm-epochs", "2"]
+    code, out, err = art("train", ENVIRONMENT, *warm, "--curriculum", *shape, *SHORT, "--json")
     assert code == 0, err
-    assert out.startswith("runs/both: 2 steps in ")
+    assert out.startswith("runs/both: 3 steps in ")
     assert len(re.findall(rf"  level all  n=2 +{SHARE} -> {SHARE} -> {SHARE}\n", out)) == 2
     run = Run(tmp_path / "runs" / "both")
-    assert run.manifest["training"]["config"]["temperature"] == 1.2
+    asked = run.manifest["training"]
+    assert (asked["config"]["temperature"], asked["warm_start"]["epochs"]) == (1.2, 2.0)
     lines = run.read_metrics()
-    assert [line.get("phase") for line in lines] == ["warm start", None]
-    assert sum(played for _, played in lines[1]["outcomes"].values()) == 4
-    assert any(name.startswith("solved/level") for name in lines[1])
+    assert [line.get("phase") for line in lines] == ["warm start", "warm start", None]
+    assert sum(played for _, played in lines[2]["outcomes"].values()) == 4
+    assert any(name.startswith("solved/level") for name in lines[2])
 
 
 def untrained(folder):
@@ -108,6 +110,7 @@ MISTAKES = {
     "a bad line": (["sft", ENVIRONMENT, "--from", "bad.jsonl"], r"bad\.jsonl, line 1, is no demonstration"),
     "no tool of this name": (["sft", ENVIRONMENT, "--from", "wrong.jsonl"], "could not make: .*there is no tool .?.?nothing"),
     "warm start on a resume": (["train", "--resume", "x", "--warm-start", "3"], r"no run at runs/x|leave out --warm-start"),
+    "epochs of nothing": (["train", ENVIRONMENT, "--warm-epochs", "3"], "--warm-epochs 3 .*name --warm-start N too"),
     "no such model": (["prepare", "./nowhere", "out"], r"no model folder at \./nowhere"),
     "an adapter that is none": (["export", "tiny", "out", "--adapter"], "tiny holds all weights, and no adapter"),
     "no such run": (["export", "runs/yours", "out"], "no run at runs/yours"),
