@@ -23,7 +23,7 @@ from art_mcp.store.run import Run, new_run, refuse_name
 from art_mcp.store.versions import installed
 from art_mcp.store.whole import replacing
 from art_mcp.types import TrainConfig
-from art_mcp.wiring.measured import known_at, measure
+from art_mcp.wiring.measured import known_at, measure, note_decline
 from art_mcp.wiring.stage import RUNS, Setting, Stage, find_run, note_unseen_tools, open_stage, refuse_overlap
 from art_mcp.wiring.tags import check_tags
 from art_mcp.wiring.warm import (
@@ -130,6 +130,7 @@ async def carry_out(training: Training, run: Run, *, stage: Stage, clock: Clock,
         step = await stage.model.get_step()
         after = known_at(run, step) or await measure(stage, training, stream=stream, label="after training")
         clock.lap("evaluate_after")
+        note_decline(run, after, setting=training.setting, step=step, stream=stream)
         finish(run, training)
         told = {"after": after, "seconds": clock.laps, "train_seconds": trained, "steps": step}
         run.describe({**told, "status": "finished"})
