@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from art_mcp.observe.ties import Ties
 from art_mcp.types import FailedRollout, ScoredTrajectory, TrajectoryGroup
 
 QUIET_SECONDS = 10.0
@@ -41,6 +42,7 @@ class ConsoleProgress:
         self._failed = self._tokens = 0
         self._line = ""
         self._step: int | None = None
+        self._ties = Ties()
 
     def __enter__(self) -> ConsoleProgress:
         if self._live:
@@ -64,7 +66,7 @@ class ConsoleProgress:
         pass
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> None:
-        """A step is over: its reward stays in the line until the next one's."""
+        """A step is over: its reward stays in the line until the next one's, a note above it."""
         parts = [
             f"step {of(step + 1, self._steps)}",
             f"reward {values['reward']:.3f}",
@@ -75,6 +77,8 @@ class ConsoleProgress:
             parts.append("nothing to learn: equal rewards in each group")
         self._line, self._step = "  ".join(parts), step + 1
         self._rewards.clear()
+        if note := self._ties.note(values):
+            self._console.print(note, highlight=False, markup=False, soft_wrap=True)
         self._show()
 
     def _show(self) -> None:

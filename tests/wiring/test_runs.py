@@ -423,3 +423,17 @@ def test_where_no_earlier_checkpoint_is_left_a_decline_says_how_to_keep_one(proj
     run.describe({"before": {"greedy": figures(900)}})
     measured.note_decline(run, {"greedy": figures(0)}, setting=SETTING, step=20, stream=stream)
     assert stream.getvalue().endswith("or a run that keeps the checkpoints of earlier steps (--save-every 10 --keep 0)\n")
+
+
+@pytest.mark.parametrize(("reward", "why"), [(0.0, "hardly any of them solves its scenario"), (1.0, "nearly all of them")])
+def test_a_run_whose_rewards_tie_says_once_whether_at_success_or_at_failure(project, tmp_path, reward, why):
+    place = tmp_path / "tied.py"
+    place.write_text(
+        "from dataclasses import replace\nfrom art_mcp.environment import load_environment\n"
+        f"environment = replace(load_environment({ENVIRONMENT!r}), rewards={{'same': lambda trajectory: {reward}}})\n"
+    )
+    plan = Plan(steps=12, groups=2, rollouts=2)
+    _, shown = train(replace(ASKED, setting=Setting(str(place), in_process=True), plan=plan, eval_n=0), "tied")
+    (note,) = (line for line in shown.splitlines() if line.startswith("note: "))
+    assert f"note: 100 % of the last 10 steps' rollouts taught nothing, as rewards tie in their groups: {why}" in note
+    assert [line["solved"] for line in run_at(project, "tied").read_metrics()] == [reward] * 12
