@@ -130,15 +130,18 @@ def outcomes_of(groups: Sequence[TrajectoryGroup], environment: Environment) -> 
     return outcomes
 
 
-def solved_by_level(groups: Sequence[TrajectoryGroup], outcomes: Mapping[str, Sequence[int]]) -> dict[str, float]:
-    """The share of each level's rollouts that solved their scenario, by the `outcomes` of the groups: {"solved/level1": …}, of
-    the levels that were played."""
+def solved_shares(groups: Sequence[TrajectoryGroup], outcomes: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """The share of rollouts that solved their scenario, by the `outcomes` of the groups: of all ("solved"), and of each level
+    that was played ("solved/level1"); empty where there are none."""
     levels = {group.scenario.id: group.scenario.level for group in groups if group.scenario is not None}
     totals: dict[int, tuple[int, int]] = {}
     for name, (solved, played) in outcomes.items():
         before = totals.get(levels[name], (0, 0))
         totals[levels[name]] = (before[0] + solved, before[1] + played)
-    return {f"solved/level{level}": solved / played for level, (solved, played) in sorted(totals.items())}
+    if not totals:
+        return {}
+    solved, played = (sum(counts) for counts in zip(*totals.values(), strict=True))
+    return {"solved": solved / played, **{f"solved/level{level}": of / n for level, (of, n) in sorted(totals.items())}}
 
 
 def recalled(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[int, Mapping[str, Sequence[int]]]]:

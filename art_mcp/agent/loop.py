@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 import anyio
 
-from art_mcp.agent.curriculum import Curriculum, outcomes_of, solved_by_level
+from art_mcp.agent.curriculum import Curriculum, outcomes_of, solved_shares
 from art_mcp.agent.group import gather_trajectory_groups
 from art_mcp.agent.heap import older_objects_left_alone
 from art_mcp.agent.overlap import Gather, Played, Rounds, open_rounds, staleness
@@ -176,7 +176,7 @@ class Book:
             self.untold.append((step, outcomes))
         told = {"outcomes": outcomes} if self.curriculum else {}
         self.recorder.groups(step, groups)
-        self.recorder.metrics(step, {**summarize(groups), **solved_by_level(groups, outcomes), **values, **told})
+        self.recorder.metrics(step, {**summarize(groups), **solved_shares(groups, outcomes), **values, **told})
 
 
 async def learn(model: TrainableModel[Any], played: Played, *, config: TrainConfig, book: Book, places: Places) -> None:

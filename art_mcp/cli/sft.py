@@ -76,6 +76,4 @@ def command(
         setting, plan, TrainConfig(seed=seed), eval_n, keep=keep, warm_start=lessons, prepare=prepare, wandb=wandb
     )
     report = anyio.run(lambda: training.train(asked, name=name, stream=sys.stderr))
-    show(report)
-    if json:
-        o.write_json(report)
+    show(report, json=json)

@@ -39,6 +39,7 @@ WarmStart = Annotated[
     int | None,
     typer.Option("--warm-start", min=1, metavar="N", help="First learn from so many demonstrations (see art-mcp sft)."),
 ]
+WarmEpochs = Annotated[float, typer.Option("--warm-epochs", min=0, help="How often --warm-start sees each demonstration.")]
 Curriculum = Annotated[
     bool, typer.Option("--curriculum", help="Draw scenarios that are neither always nor never solved, as measured so far.")
 ]
@@ -67,6 +68,7 @@ def command(
     temperature: Temperature = 1.0,
     lora: o.Lora = None,
     warm_start: WarmStart = None,
+    warm_epochs: WarmEpochs = 1.0,
     curriculum: Curriculum = False,
     overlap: Overlap = False,
     concurrency: Concurrency = 128,
@@ -98,14 +100,12 @@ def command(
         report = anyio.run(lambda: training.resume(resume, plan=changes, stream=sys.stderr))
     else:
         report = anyio.run(lambda: training.train(asked_for(context.params, changes), name=name, stream=sys.stderr))
-    show(report)
-    if json:
-        o.write_json(report)
+    show(report, json=json)
 
 
 def asked_for(given: Mapping[str, Any], limits: Mapping[str, Any]) -> Training:
     """The run that a command line asks for, with `limits` of the plan, where there are any. Raises ConfigError without an
-    environment."""
+    environment, and for epochs of no demonstrations."""
     from art_mcp.agent.imitation import Lessons
     from art_mcp.agent.loop import Plan
     from art_mcp.types import TrainConfig
@@ -117,7 +117,10 @@ def asked_for(given: Mapping[str, Any], limits: Mapping[str, Any]) -> Training:
     plan = Plan(**shape, **(limits or {"steps": DEFAULT_STEPS}), draw="solved" if given["curriculum"] else "uniform")
     objective = {name: given[name] for name in ("learning_rate", "temperature", "control", "seed")}
     config = TrainConfig(**objective)
-    lessons = Lessons(given["warm_start"]) if given["warm_start"] else None
+    epochs: float = given["warm_epochs"]
+    if epochs != 1.0 and not given["warm_start"]:
+        raise ConfigError(f"--warm-epochs {epochs:g} is how often demonstrations are seen: name --warm-start N too")
+    lessons = Lessons(given["warm_start"], epochs=epochs) if given["warm_start"] else None
     more = {name: given[name] for name in ("eval_n", "keep", "prepare", "wandb")}
     return Training(o.setting_of(given), plan, config, **more, warm_start=lessons)
 
@@ -132,17 +135,21 @@ def refuse_others(context: typer.Context) -> None:
         raise ConfigError(f"--resume goes on with the run's own settings: leave out {', '.join(others)}")
 
 
-def show(report: dict[str, Any]) -> None:
-    """The report for people: solved before and after, by level, with 95 % intervals."""
+def show(report: dict[str, Any], *, json: bool) -> None:
+    """The report for people: solved before, after the warm start where rewards followed one, and after, by level, with 95 %
+    intervals; and for programs, where they want it."""
     o.write(f"{report['run']}: {report['steps']} steps in {report['train_seconds']:.0f} s")
+    warm: dict[str, Any] = report.get("warm_start", {})
+    taught = warm.get("after") if report["steps"] > warm.get("steps", 0) else None
+    columns = ": before -> after the warm start -> after training" if taught else ""
     for decoding, after in report["after"].items():
-        measured = [report["before"].get(decoding), after]
-        if warm := report.get("warm_start", {}).get("after"):
-            measured.insert(1, warm[decoding])
-        o.write(f"solved on held-out scenarios, {decoding}, 95 % interval")
+        measured = [report["before"].get(decoding), *([taught[decoding]] if taught else []), after]
+        o.write(f"solved on held-out scenarios, {decoding}, 95 % interval{columns}")
         for level in ("all", *after["by_level"]):
             figures = [one if one is None or level == "all" else one["by_level"].get(level) for one in measured]
             o.write(f"  level {level:>3}  n={(figures[-1] or after)['n']:<5} {' -> '.join(map(share, figures))}")
+    if json:
+        o.write_json(report)
 
 
 def share(figures: dict[str, Any] | None) -> str:

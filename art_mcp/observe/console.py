@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from art_mcp.observe.ties import Ties
 from art_mcp.types import FailedRollout, ScoredTrajectory, TrajectoryGroup
 
 QUIET_SECONDS = 10.0
@@ -54,6 +55,7 @@ class ConsoleProgress:
         self._parts: Sequence[Part] = ()
         self._step: int | None = None
         self._told: int | None = None
+        self._ties = Ties()
 
     def __enter__(self) -> ConsoleProgress:
         if self._live:
@@ -77,7 +79,7 @@ class ConsoleProgress:
         pass
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> None:
-        """A step is over: its reward stays in a terminal's line until the next one's."""
+        """A step is over: its reward stays in a terminal's line until the next one's, a note above it."""
         parts = [
             Part(f"reward {values['reward']:.3f}"),
             Part(f"entropy {values.get('entropy', 0.0):.3f}", DETAIL),
@@ -86,6 +88,8 @@ class ConsoleProgress:
         if values.get("samples_with_signal") == 0:
             parts.append(Part("nothing to learn: equal rewards in each group", REASON, "nothing to learn"))
         self._over(step + 1, parts)
+        if note := self._ties.note(values):
+            self._console.print(note, highlight=False, markup=False, soft_wrap=True)
 
     def _over(self, step: int, parts: Sequence[Part]) -> None:
         self._parts, self._step = parts, step

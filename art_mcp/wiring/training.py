@@ -21,7 +21,8 @@ from art_mcp.store.run import RUNS, Run, new_run, refuse_name
 from art_mcp.store.versions import installed
 from art_mcp.store.whole import replacing
 from art_mcp.types import TrainConfig
-from art_mcp.wiring.stage import Setting, Stage, evaluate_stage, find_run, note_unseen_tools, open_stage, refuse_overlap
+from art_mcp.wiring.measured import known_at, measure, note_decline
+from art_mcp.wiring.stage import Setting, Stage, find_run, note_unseen_tools, open_stage, refuse_overlap
 from art_mcp.wiring.stopping import status_kept
 from art_mcp.wiring.tags import check_tags
 from art_mcp.wiring.warm import (
@@ -34,7 +35,6 @@ from art_mcp.wiring.warm import (
     seconds_of,
 )
 
-HOPELESS = 100
 RECORDED = ("art-mcp", "torch", "transformers", "peft", "mcp", "jinja2", "tokenizers", "numpy")
 
 
@@ -127,8 +127,9 @@ async def carry_out(training: Training, run: Run, *, stage: Stage, clock: Clock,
         trained = await train_stage(stage, training, run, others=others, stream=stream)
         clock.lap("train")
         step = await stage.model.get_step()
-        after = await measure(stage, training, stream=stream, label="after training") if step else before
+        after = known_at(run, step) or await measure(stage, training, stream=stream, label="after training")
         clock.lap("evaluate_after")
+        note_decline(run, after, setting=training.setting, step=step, stream=stream)
         finish(run, training)
         told = {"after": after, "seconds": clock.laps, "train_seconds": trained, "steps": step}
         run.describe({**told, "status": "finished"})
@@ -152,7 +153,7 @@ async def warm_up(training: Training, run: Run, *, stage: Stage, clock: Clock, o
         stream=stream,
     )
     clock.lap("warm_start")
-    after = {} if plan.steps == 0 else await measure(stage, training, stream=stream, label="after the warm start")
+    after = await measure(stage, training, stream=stream, label="after the warm start")
     clock.lap("evaluate_warm_start")
     run.describe({"warm_start": {**learned, "after": after, "done": True}, "seconds": clock.laps})
 
@@ -216,27 +217,6 @@ def finish(run: Run, training: Training) -> None:
         return
     with boundary(RunError, f"writing {path}"), replacing(path) as aside:
         plot_reward(aside, metrics, title=f"{training.setting.environment}, {run.folder.name}")
-
-
-async def measure(stage: Stage, training: Training, *, stream: Any, label: str) -> dict[str, Any]:
-    """Solved rates on the evaluation split, greedy and at temperature 1, of the first HOPELESS alone where none of them is
-    solved; empty when no evaluation was asked for."""
-    if not training.eval_n:
-        return {}
-    results: dict[str, Any] = {}
-    for decoding, temperature in (("greedy", 0.0), ("sampled", 1.0)):
-        result = await evaluate_stage(
-            stage,
-            split=training.eval_split,
-            n=training.eval_n,
-            temperature=temperature,
-            seed=training.setting.seed,
-            stream=stream,
-            label=f"{label}, {decoding}",
-            hopeless_after=HOPELESS,
-        )
-        results[decoding] = result.to_json()
-    return results
 
 
 def describe_stage(stage: Stage) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from art_mcp.agent.curriculum import FLOOR, Curriculum, allot, outcomes_of, recalled, solved_by_level
+from art_mcp.agent.curriculum import FLOOR, Curriculum, allot, outcomes_of, recalled, solved_shares
 from art_mcp.agent.loop import Plan, pick, train_loop
 from art_mcp.types import FailedRollout, Scenario, Span, StopReason, TrainConfig, Trajectory, TrajectoryGroup
 from tests.agent.players import Obedient, Playhouse, desk_tools, environment, obedient, scenario
@@ -108,7 +108,8 @@ def test_a_step_is_counted_by_scenario_and_by_level_without_what_the_world_broke
     groups = [played(1, 1.0, 0.0), played(2, 0.0, failed=1), played(2, 1.0, name="b"), played(3, failed=2), played(1, 1.0, 1.0)]
     place = environment(scenario("5"))
     assert outcomes_of(groups, place) == {"at-1": [3, 4], "at-2": [0, 1], "b": [1, 1]}
-    assert solved_by_level(groups, outcomes_of(groups, place)) == {"solved/level1": 0.75, "solved/level2": 0.5}
+    assert solved_shares(groups, outcomes_of(groups, place)) == {"solved": 4 / 6, "solved/level1": 0.75, "solved/level2": 0.5}
+    assert solved_shares(groups[3:4], outcomes_of(groups[3:4], place)) == {}
 
 
 MIXED = [scenario(answer, id=f"{level}-{number}", level=level) for level, answer in ((1, "5"), (2, "6")) for number in range(9)]

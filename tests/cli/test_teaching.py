@@ -13,6 +13,7 @@ from art_mcp.store.run import Run
 
 ENVIRONMENT = str(Path(__file__).parents[1] / "wiring" / "calculator_here.py")
 SHORT = ["--eval-n", "2", "--in-process"]
+SHARE = r"\d\.\d+ \[\d\.\d+, \d\.\d+\]"
 
 
 @pytest.fixture
@@ -34,12 +35,14 @@ def test_a_supervised_start_goes_on_with_rewards_and_is_exported(art, tmp_path):
     code, out, err = art("sft", ENVIRONMENT, "-d", "8", "--batch", "4", "--lora", "2", "--name", "start", *SHORT, "--json")
     assert code == 0, err
     assert out.startswith("runs/start: 2 steps in ")
-    assert len(re.findall(r"  level +1  n=1 +\d\.\d+ \[.*\] -> \d", out)) == 2
+    assert len(re.findall(rf"  level +1  n=1 +{SHARE} -> {SHARE}\n", out)) == 2
     report = json.loads(out.splitlines()[-1])
     assert report["warm_start"]["demonstrations"] == 8
     assert report["after"]["greedy"]["n"] == 2
     code, out, err = art("train", "--resume", "start", "--steps", "1", "--json")
     assert code == 0, err
+    assert out.count(", 95 % interval: before -> after the warm start -> after training\n") == 2
+    assert len(re.findall(rf"  level all  n=2 +{SHARE} -> {SHARE} -> {SHARE}\n", out)) == 2
     assert json.loads(out.splitlines()[-1])["steps"] == 3
     code, out, err = art("export", "start", "whole", "--json")
     assert code == 0, err
@@ -58,16 +61,18 @@ def card_of(art, tmp_path, model, out, *options):
 
 def test_a_run_with_a_warm_start_and_a_curriculum_shows_what_each_part_gave(art, tmp_path):
     shape = ["--groups", "2", "--rollouts", "2", "--steps", "1", "--temperature", "1.2", "--name", "both"]
-    code, out, err = art("train", ENVIRONMENT, "--warm-start", "6", "--curriculum", *shape, *SHORT, "--json")
+    warm = ["--warm-start", "32", "--warm-epochs", "2"]
+    code, out, err = art("train", ENVIRONMENT, *warm, "--curriculum", *shape, *SHORT, "--json")
     assert code == 0, err
-    assert out.startswith("runs/both: 2 steps in ")
-    assert len(re.findall(r"  level all  n=2 +\d\.\d+ \[.*\] -> \d\.\d+ \[.*\] -> \d", out)) == 2
+    assert out.startswith("runs/both: 3 steps in ")
+    assert len(re.findall(rf"  level all  n=2 +{SHARE} -> {SHARE} -> {SHARE}\n", out)) == 2
     run = Run(tmp_path / "runs" / "both")
-    assert run.manifest["training"]["config"]["temperature"] == 1.2
+    asked = run.manifest["training"]
+    assert (asked["config"]["temperature"], asked["warm_start"]["epochs"]) == (1.2, 2.0)
     lines = run.read_metrics()
-    assert [line.get("phase") for line in lines] == ["warm start", None]
-    assert sum(played for _, played in lines[1]["outcomes"].values()) == 4
-    assert any(name.startswith("solved/level") for name in lines[1])
+    assert [line.get("phase") for line in lines] == ["warm start", "warm start", None]
+    assert sum(played for _, played in lines[2]["outcomes"].values()) == 4
+    assert any(name.startswith("solved/level") for name in lines[2])
 
 
 def untrained(folder):
@@ -105,6 +110,7 @@ MISTAKES = {
     "a bad line": (["sft", ENVIRONMENT, "--from", "bad.jsonl"], r"bad\.jsonl, line 1, is no demonstration"),
     "no tool of this name": (["sft", ENVIRONMENT, "--from", "wrong.jsonl"], "could not make: .*there is no tool .?.?nothing"),
     "warm start on a resume": (["train", "--resume", "x", "--warm-start", "3"], r"no run at runs/x|leave out --warm-start"),
+    "epochs of nothing": (["train", ENVIRONMENT, "--warm-epochs", "3"], "--warm-epochs 3 .*name --warm-start N too"),
     "no such model": (["prepare", "./nowhere", "out"], r"no model folder at \./nowhere"),
     "an adapter that is none": (["export", "tiny", "out", "--adapter"], "tiny holds all weights, and no adapter"),
     "no such run": (["export", "runs/yours", "out"], "no run at runs/yours"),

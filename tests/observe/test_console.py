@@ -75,6 +75,32 @@ def test_a_step_whose_groups_all_have_equal_rewards_is_said_to_teach_nothing(clo
     assert "nothing to learn" not in progress.line(1020.0)
 
 
+def noted(steps):
+    """What stays on a stream after so many steps, each given by its metrics, beside the progress."""
+    stream = io.StringIO()
+    with ConsoleProgress(stream, label="training") as progress:
+        for step, values in enumerate(steps):
+            progress.metrics(step, METRICS | {"samples": 16.0} | values)
+    return stream.getvalue().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("solved", "why"),
+    [
+        (1.0, "nearly all of them solve their scenario, so stop here"),
+        (0.0, "hardly any of them solves its scenario, so begin with demonstrations (--warm-start N)"),
+        (0.5, "some scenarios are always solved and others never, so draw what lies between (--curriculum)"),
+    ],
+)
+def test_most_groups_of_ten_steps_with_equal_rewards_are_told_once_with_what_to_try(clock, solved, why):
+    mixed, tied = {"samples_with_signal": 16.0, "solved": 0.5}, {"samples_with_signal": 0.0, "solved": solved}
+    assert noted([tied] * 9) == noted([mixed] * 2 + [tied] * 8) == []
+    (note,) = noted([mixed] * 2 + [tied] * 50)
+    begin = "note: 90 % of the last 10 steps' rollouts taught nothing, as rewards tie in their groups: "
+    assert note.startswith(begin + why)
+    assert noted([{"samples_with_signal": 2.0, "solved": 0.9}] * 30) == []
+
+
 def test_a_resumed_run_tells_its_pace_from_its_own_steps(clock):
     progress = ConsoleProgress(io.StringIO(), first=90, steps=100)
     progress.metrics(90, METRICS)

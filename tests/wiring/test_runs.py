@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,13 +18,14 @@ import anyio
 import psutil
 import pytest
 
+from art_mcp.agent.evaluate import wilson
 from art_mcp.agent.imitation import Lessons
 from art_mcp.agent.loop import Plan
 from art_mcp.errors import ConfigError, EnvironmentLoadError, RunError
 from art_mcp.store.run import Run
 from art_mcp.store.trajectories import read_rows
 from art_mcp.types import TrainConfig
-from art_mcp.wiring import training
+from art_mcp.wiring import measured, training
 from art_mcp.wiring.stage import Setting, find_model
 from tests.processes import remaining
 
@@ -408,12 +410,89 @@ def test_a_policy_that_learned_nothing_is_not_measured_again(project):
 
 
 def test_a_measurement_that_solves_nothing_at_first_ends_there_before_and_after_training(project, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "HOPELESS", 3)
+    monkeypatch.setattr(measured, "HOPELESS", 3)
     place = tmp_path / "never.py"
     place.write_text(
         "from dataclasses import replace\nfrom art_mcp.environment import load_environment\n"
         f"environment = replace(load_environment({ENVIRONMENT!r}), rewards={{'never': lambda trajectory: 0.0}})\n"
     )
     asked = replace(ASKED, setting=replace(SETTING, environment=str(place)), plan=replace(PLAN, steps=1), eval_n=5)
-    report, _ = train(asked, "never")
+    report, shown = train(asked, "never")
     assert [report[label]["sampled"]["n"] for label in ("before", "after")] == [3, 3]
+    assert "note: " not in shown
+
+
+def test_a_run_that_ends_clearly_worse_than_it_began_says_so_once_and_what_to_try(project, tmp_path):
+    place = tmp_path / "short.py"
+    place.write_text(
+        "from dataclasses import replace\nfrom art_mcp.environment import load_environment\nfrom art_mcp.types import Limits\n"
+        f"environment = replace(load_environment({ENVIRONMENT!r}), limits=Limits(turns=4, turn_tokens=32))\n"
+    )
+    setting = Setting(str(place), in_process=True)
+    asked = replace(ASKED, setting=setting, plan=replace(PLAN, steps=2, save_every=1))
+    report, shown = train(replace(asked, config=TrainConfig(learning_rate=1.0), eval_n=40), "ruined")
+    (told,) = (line for line in shown.splitlines() if line.startswith("note: "))
+    before, after = (report[label]["greedy"]["solved"] for label in ("before", "after"))
+    assert told.startswith("note: fewer held-out scenarios are solved, by more than chance (greedy ")
+    assert f"(greedy {before:.3f} before training, now {after:.3f}; sampled " in told
+    assert "try a lower --lr than 2.0e-01, more demonstrations (--warm-start N, art-mcp sft), or an earlier step: " in told
+    command = shlex.split(told.rpartition(": ")[2])
+    assert command == ["art-mcp", "eval", str(place), "--model", "runs/ruined@1"]
+    assert find_model(command[-1]) == "runs/ruined/checkpoints/step-000001"
+
+
+def figures(solved, n=1000):
+    low, high = wilson(solved, n)
+    return {"solved": solved / n, "ci95": [low, high]}
+
+
+@pytest.mark.parametrize(
+    ("before", "taught", "after", "told"),
+    [
+        (500, None, 450, None),  # the intervals meet
+        (500, None, 430, r"\(greedy 0\.500 before training, now 0\.430\)"),
+        (0, 800, 700, r"\(greedy 0\.800 after the warm start, now 0\.700\)"),
+        (500, 300, 400, r"\(greedy 0\.500 before training, now 0\.400\)"),
+        (0, 700, 800, None),
+    ],
+)
+def test_a_decline_is_told_from_the_best_that_was_measured_before(project, before, taught, after, told):
+    run, stream = run_at(project, "some"), StringIO()
+    run.folder.mkdir(parents=True)
+    warm = {} if taught is None else {"warm_start": {"steps": 10, "after": {"greedy": figures(taught)}}}
+    run.describe({"before": {"greedy": figures(before)}, **warm})
+    run.metrics(5, {"phase": "warm start", "learning_rate": 1e-2})
+    run.metrics(15, {"learning_rate": 1e-3})
+    for step in (5, 10, 20):
+        run.checkpoint(step).mkdir(parents=True)
+    setting = replace(SETTING, environment="calculator", options={"levels": "1-5"}, lenient=True)
+    measured.note_decline(run, {"greedy": figures(after)}, setting=setting, step=20, stream=stream)
+    if told is None:
+        assert stream.getvalue() == ""
+    else:
+        rate, step = ("1.0e-02", 5) if taught is None else ("1.0e-03", 10)
+        assert re.search(rf"chance {told}: try a lower --lr than {rate}, ", stream.getvalue())
+        model = f"{run.folder}@{step}"
+        assert stream.getvalue().endswith(f": art-mcp eval calculator -o levels=1-5 --lenient --model {model}\n")
+
+
+def test_where_no_earlier_checkpoint_is_left_a_decline_says_how_to_keep_one(project):
+    run, stream = run_at(project, "some"), StringIO()
+    run.checkpoint(20).mkdir(parents=True)
+    run.describe({"before": {"greedy": figures(900)}})
+    measured.note_decline(run, {"greedy": figures(0)}, setting=SETTING, step=20, stream=stream)
+    assert stream.getvalue().endswith("or a run that keeps the checkpoints of earlier steps (--save-every 10 --keep 0)\n")
+
+
+@pytest.mark.parametrize(("reward", "why"), [(0.0, "hardly any of them solves its scenario"), (1.0, "nearly all of them")])
+def test_a_run_whose_rewards_tie_says_once_whether_at_success_or_at_failure(project, tmp_path, reward, why):
+    place = tmp_path / "tied.py"
+    place.write_text(
+        "from dataclasses import replace\nfrom art_mcp.environment import load_environment\n"
+        f"environment = replace(load_environment({ENVIRONMENT!r}), rewards={{'same': lambda trajectory: {reward}}})\n"
+    )
+    plan = Plan(steps=12, groups=2, rollouts=2)
+    _, shown = train(replace(ASKED, setting=Setting(str(place), in_process=True), plan=plan, eval_n=0), "tied")
+    (note,) = (line for line in shown.splitlines() if line.startswith("note: "))
+    assert f"note: 100 % of the last 10 steps' rollouts taught nothing, as rewards tie in their groups: {why}" in note
+    assert [line["solved"] for line in run_at(project, "tied").read_metrics()] == [reward] * 12

@@ -98,12 +98,16 @@ def test_the_optimizer_begins_anew_after_the_examples_and_the_manifest_says_so(s
 
 
 def test_a_supervised_run_goes_on_with_rewards_as_if_both_had_been_asked_for_at_once(straight, project):
-    train(replace(ASKED, plan=replace(PLAN, steps=0)), "parts")
+    taught = train(replace(ASKED, plan=replace(PLAN, steps=0), eval_n=2), "parts")
     run = Run(project / "runs" / "parts")
     assert [line["phase"] for line in run.read_metrics()] == ["warm start"] * 3
     assert (run.manifest["status"], run.manifest["steps"]) == ("finished", 3)
     resume("parts", steps=2)
     assert same(run, straight[0])
+    parts = run.manifest
+    measured = [parts["before"], parts["warm_start"]["after"], parts["after"]]
+    assert measured == [straight[1]["before"], straight[1]["warm_start"]["after"], straight[1]["after"]]
+    assert taught["after"] == parts["warm_start"]["after"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,77 @@
+"""How many held-out scenarios a run's policy solves, before, between and after its parts, and what to try where it got
+worse."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from art_mcp.store.run import Run
+from art_mcp.wiring.stage import Setting, Stage, evaluate_stage
+
+if TYPE_CHECKING:
+    from art_mcp.wiring.training import Training
+
+HOPELESS = 100
+
+
+async def measure(stage: Stage, training: Training, *, stream: Any, label: str) -> dict[str, Any]:
+    """Solved rates on the evaluation split, greedy and at temperature 1, of the first HOPELESS alone where none of them is
+    solved; empty when no evaluation was asked for."""
+    if not training.eval_n:
+        return {}
+    results: dict[str, Any] = {}
+    for decoding, temperature in (("greedy", 0.0), ("sampled", 1.0)):
+        result = await evaluate_stage(
+            stage,
+            split=training.eval_split,
+            n=training.eval_n,
+            temperature=temperature,
+            seed=training.setting.seed,
+            stream=stream,
+            label=f"{label}, {decoding}",
+            hopeless_after=HOPELESS,
+        )
+        results[decoding] = result.to_json()
+    return results
+
+
+def known_at(run: Run, step: int) -> dict[str, Any]:
+    """What was measured of the policy after so many steps already: before the first, or after the warm start; else empty."""
+    manifest = run.manifest
+    warm = manifest.get("warm_start", {})
+    known: dict[int, dict[str, Any]] = {warm.get("steps", 0): warm.get("after", {}), 0: manifest["before"]}
+    return known.get(step, {})
+
+
+def note_decline(run: Run, after: Mapping[str, Any], *, setting: Setting, step: int, stream: Any) -> None:
+    """Tells `stream` where fewer scenarios are solved `after` so many steps than the run's best measurement before that had, so
+    that the intervals of both do not meet; and what to try."""
+    manifest = run.manifest
+    warm = manifest.get("warm_start", {})
+    first = warm["steps"] if step > warm.get("steps", step) else 0
+    earlier = {"before training": manifest["before"], **({"after the warm start": warm["after"]} if first else {})}
+    falls: list[str] = []
+    for decoding, now in after.items():
+        known = {label: figures[decoding] for label, figures in earlier.items() if decoding in figures}
+        label = max(known, key=lambda one: known[one]["solved"])
+        if now["ci95"][1] < known[label]["ci95"][0]:
+            falls.append(f"{decoding} {known[label]['solved']:.3f} {label}, now {now['solved']:.3f}")
+    if falls:
+        rates = [line["learning_rate"] for line in run.read_metrics() if line["step"] >= first and "learning_rate" in line]
+        rate = f" than {max(rates):.1e}" if rates else ""
+        stream.write(
+            f"note: fewer held-out scenarios are solved, by more than chance ({'; '.join(falls)}): try a lower --lr{rate}, "
+            f"more demonstrations (--warm-start N, art-mcp sft), or {earlier_policy(run, setting, first=first, step=step)}\n"
+        )
+
+
+def earlier_policy(run: Run, setting: Setting, *, first: int, step: int) -> str:
+    """How a policy between the two steps is measured, where a checkpoint of one is left; else how one is kept."""
+    kept = [one for one in run.checkpoints() if max(1, first) <= one < step]
+    if not kept:
+        return "a run that keeps the checkpoints of earlier steps (--save-every 10 --keep 0)"
+    options = [word for pair in setting.options.items() for word in ("-o", "=".join(pair))]
+    played = [setting.environment, *options, *(["--lenient"] if setting.lenient else [])]
+    return f"an earlier step: {shlex.join(['art-mcp', 'eval', *played, '--model', f'{run.folder}@{kept[0]}'])}"
