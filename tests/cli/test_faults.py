@@ -118,7 +118,13 @@ def test_a_model_without_weights_is_told_before_torch_is_loaded(project, words):
     assert not {"torch", "transformers", "mcp"} & set(loaded)
 
 
-@pytest.mark.parametrize("words", ["eval sums --model my-frist", "export my-frist out", "doctor my-frist"])
+SLOW = pytest.mark.slow  # each loads transformers, to ask the hub
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["eval sums --model my-frist", *(pytest.param(one, marks=SLOW) for one in ("export my-frist out", "doctor my-frist"))],
+)
 def test_a_mistyped_run_is_told_as_one_before_the_hub_is_mentioned(project, tmp_path, monkeypatch, words):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path))

@@ -312,6 +312,7 @@ def tells_what_is_kept(line, run):
     return told is not None and int(told[1]) in run.checkpoints() and told[2] == f"runs/{run.folder.name}"
 
 
+@pytest.mark.slow
 def test_a_second_interruption_ends_a_run_at_once_and_says_what_is_kept(project):
     process = endless("impatient", "--child-process")
     children = psutil.Process(process.pid).children(recursive=True)
@@ -340,6 +341,7 @@ environment = replace(load_environment("@ROOT@/environments/calculator.py"), ser
 """
 
 
+@pytest.mark.slow
 def test_an_interruption_while_a_stopped_run_waits_for_its_server_ends_it_and_the_server(project):
     root = str(HERE.parents[1])
     (project / "staying.py").write_text(STAYING.format(server=f"{root}/servers/calculator/server.py"))
