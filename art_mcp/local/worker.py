@@ -37,7 +37,8 @@ class TakeStep(Protocol):
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How a worker runs: `deterministic` fixes the batches, and on a GPU the algorithms; `threads` None: all cores for a
-    training step and for sampling a large model, one for sampling a small one, whose operations are too short to share.
+    training step and for sampling a large model, one for sampling a small one, whose operations are too short to share, and
+    one where a GPU computes.
     `device` "": the GPU where there is one. Unsloth trains; it does not sample."""
 
     deterministic: bool = False
@@ -81,7 +82,8 @@ class Worker:
         loaded, self.trainer = open_trainer(spec, settings)
         self.facts: dict[str, Any] = loaded.facts
         # how a product is cut among threads changes its last bits
-        self._threads = settings.threads or (1 if settings.deterministic else ALL_THREADS)
+        alone = settings.deterministic or self.trainer.device.type == "cuda"
+        self._threads = settings.threads or (1 if alone else ALL_THREADS)
         small = loaded.facts["parameters"] < SMALL_MODEL
         self._sampling_threads = 1 if small and settings.threads is None else self._threads
         self._tokenizer = loaded.tokenizer

@@ -202,9 +202,11 @@ def words_of(name: str, value: Any) -> list[str]:
     return [option] if value is None else [option, str(value)]
 
 
-def vllm_environment(*, key: str, cache: Path, full_weights: bool) -> dict[str, str]:
+def vllm_environment(*, key: str, cache: Path, full_weights: bool, gpu: bool) -> dict[str, str]:
     """Our environment with what vLLM reads from its own. The switches with which weights are replaced open doors that only
-    a server on loopback with a key may have."""
+    a server on loopback with a key may have. On a GPU one CPU thread, where the environment does not say how many: an adapter's
+    tensors are small, and as many threads as there are cores, in every engine, wait for each other over each of them. (vLLM
+    before 0.32 leaves that at all cores; on a CPU vLLM binds threads to cores itself.)"""
     ours = {
         "VLLM_API_KEY": key,
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
@@ -212,7 +214,8 @@ def vllm_environment(*, key: str, cache: Path, full_weights: bool) -> dict[str, 
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_SERVER_DEV_MODE": "1" if full_weights else "0",
     }
-    return {"VLLM_CACHE_ROOT": str(cache), **os.environ, **ours}
+    threads = {"OMP_NUM_THREADS": "1"} if gpu else {}
+    return {"VLLM_CACHE_ROOT": str(cache), **threads, **os.environ, **ours}
 
 
 def cache_folder() -> Path:

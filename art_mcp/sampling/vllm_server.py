@@ -190,7 +190,8 @@ class VllmServer:
         opens_tokens = TOKENS_OPTION in list_options(self._settings, FIND_OPTION)
         port = self.connections.port
         self.command = vllm_command(served, self._settings, port=port, memory=memory, opens_tokens=opens_tokens)
-        environment = vllm_environment(key=self._key, cache=cache, full_weights=served.lora_rank is None)
+        full_weights = served.lora_rank is None
+        environment = vllm_environment(key=self._key, cache=cache, full_weights=full_weights, gpu=self.gpu)
         command, args = launch_command(self.command[0], self.command[1:])
         with self.log.open("wb") as log:
             # in a session of its own: Ctrl-C reaches us alone, and the server lives until the last checkpoint is written

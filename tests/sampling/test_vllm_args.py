@@ -42,15 +42,25 @@ def test_the_server_is_on_loopback_and_its_logprobs_are_those_of_the_distributio
 
 
 def test_the_key_is_in_the_environment_alone(tmp_path):
-    environment = vllm_environment(key="secret", cache=tmp_path, full_weights=False)
+    environment = vllm_environment(key="secret", cache=tmp_path, full_weights=False, gpu=False)
     assert environment["VLLM_API_KEY"] == "secret"
     assert not any("secret" in word for word in command())
 
 
 def test_the_doors_through_which_weights_are_replaced_are_open_for_full_weights_only(tmp_path):
-    doors = [vllm_environment(key="k", cache=tmp_path, full_weights=full)["VLLM_SERVER_DEV_MODE"] for full in (False, True)]
+    opened = [vllm_environment(key="k", cache=tmp_path, full_weights=full, gpu=True) for full in (False, True)]
+    doors = [environment["VLLM_SERVER_DEV_MODE"] for environment in opened]
     assert doors == ["0", "1"]
     assert "--enable-lora" not in command(served=Served("policy", "/models/base", "bfloat16"))
+
+
+@pytest.mark.parametrize(("given", "gpu", "threads"), [(None, True, "1"), ("8", True, "8"), (None, False, None)])
+def test_an_engine_on_a_gpu_has_one_cpu_thread_unless_the_environment_says_otherwise(given, gpu, threads, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    environment = vllm_environment(key="k", cache=tmp_path, full_weights=False, gpu=gpu)
+    assert environment.get("OMP_NUM_THREADS") == threads
 
 
 @pytest.mark.parametrize(("rank", "held"), [(1, "1"), (2, "8"), (16, "16"), (17, "32"), (512, "512")])
@@ -145,7 +155,7 @@ def test_compiled_kernels_stay_in_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == Path.home() / ".cache" / "art_mcp" / "vllm"
     monkeypatch.setenv("VLLM_CACHE_ROOT", "/elsewhere")
-    assert vllm_environment(key="k", cache=cache_folder(), full_weights=False)["VLLM_CACHE_ROOT"] == "/elsewhere"
+    assert vllm_environment(key="k", cache=cache_folder(), full_weights=False, gpu=True)["VLLM_CACHE_ROOT"] == "/elsewhere"
 
 
 def test_memory_is_that_of_the_first_gpu_that_may_be_used(monkeypatch, tmp_path):
