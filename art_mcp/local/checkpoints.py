@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from glob import escape
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from art_mcp.errors import RunError, boundary
@@ -78,27 +80,35 @@ def write_weights(folder: Path, *, trainer: TorchTrainer, tokenizer: Any) -> Non
     with boundary(RunError, f"writing {folder}", OSError, RuntimeError, SafetensorError), ExitStack() as unfinished:
         unfinished.callback(shutil.rmtree, folder, ignore_errors=True)
         if hasattr(trainer.model, "peft_config"):
-            state = fetched(trainer.model)
-            # otherwise peft asks the hub for the base's vocabulary each time
-            trainer.model.save_pretrained(folder, safe_serialization=True, state_dict=state, save_embedding_layers=False)
+            write_adapter(folder, trainer)
         else:
             trainer.model.save_pretrained(folder, safe_serialization=True)
             tokenizer.save_pretrained(folder)
         unfinished.pop_all()
 
 
-def fetched(model: torch.nn.Module) -> dict[str, Tensor]:
-    """The adapters of `model`, by name, in the memory of the CPU: from a GPU in one copy for each type, because each copy waits
+def write_adapter(folder: Path, trainer: TorchTrainer) -> None:
+    """As peft's `save_pretrained` lays it out, in the precision of the weights beneath it: an engine rounds an adapter to that
+    when it reads it. (`save_pretrained` makes a model card as well, which took a third of the time.)"""
+    from peft import get_peft_model_state_dict  # loaded with the adapter; a model without one does not need it
+    from peft.utils import SAFETENSORS_WEIGHTS_NAME
+
+    model: Any = trainer.model
+    # without the last argument peft asks the hub for the base's vocabulary each time
+    state = get_peft_model_state_dict(model, fetched(model, trainer.dtype), save_embedding_layers=False)
+    folder.mkdir()
+    save_file(state, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+    replace(model.peft_config["default"], inference_mode=True).save_pretrained(str(folder))
+
+
+def fetched(model: torch.nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The adapters of `model`, by name, as `dtype` in the memory of the CPU: from a GPU in one copy, because each copy waits
     until those who share the GPU let it in, and an adapter has hundreds of tensors."""
     weights = model.named_parameters()
     trained = {name: weight.detach() for name, weight in weights if weight.requires_grad or "lora_" in name}
-    found: dict[str, Tensor] = {}
-    for dtype in {weight.dtype for weight in trained.values()}:
-        alike = {name: weight for name, weight in trained.items() if weight.dtype == dtype}
-        flat = torch.cat([weight.flatten() for weight in alike.values()]).cpu()
-        parts = flat.split([weight.numel() for weight in alike.values()])
-        found |= {name: part.view(weight.shape).clone() for (name, weight), part in zip(alike.items(), parts, strict=True)}
-    return found
+    flat = torch.cat([weight.flatten() for weight in trained.values()]).to(dtype).cpu()
+    parts = flat.split([weight.numel() for weight in trained.values()])
+    return {name: part.view(weight.shape).clone() for (name, weight), part in zip(trained.items(), parts, strict=True)}
 
 
 def load_checkpoint(folder: Path, trainer: TorchTrainer) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from toys import draw_tokens, log_probs_of, save_toy
 
 from art_mcp.errors import ArtMcpError, RunError
@@ -39,8 +40,8 @@ def toy(tmp_path):
     return save_toy(tmp_path / "toy")
 
 
-def open_trainer(source, *, lora=None):
-    loaded = load_model(ModelSpec(source=str(source), lora=lora))
+def open_trainer(source, *, lora=None, dtype="auto"):
+    loaded = load_model(ModelSpec(source=str(source), lora=lora, dtype=dtype))
     return TorchTrainer(loaded.model), loaded
 
 
@@ -76,6 +77,19 @@ def test_what_an_engine_gets_is_the_policy_as_the_checkpoint_has_it_and_no_optim
     name = "model.safetensors" if lora is None else "adapter_model.safetensors"
     assert (tmp_path / "published" / name).read_bytes() == (tmp_path / "saved" / name).read_bytes()
     assert not (tmp_path / "published" / OPTIMIZER_FILE).exists()
+
+
+def test_an_adapter_is_published_as_peft_reads_it_in_the_precision_of_its_base(tmp_path, toy):
+    trainer, loaded = open_trainer(toy, lora=LoraSpec(rank=4), dtype="bfloat16")
+    trainer.step(BATCHES[0], CONFIG, step=0)
+    write_weights(tmp_path / "published", trainer=trainer, tokenizer=loaded.tokenizer)
+    save_checkpoint(tmp_path / "saved", trainer=trainer, tokenizer=loaded.tokenizer, step=1)
+    read = [load_file(tmp_path / folder / "adapter_model.safetensors") for folder in ("published", "saved")]
+    assert {weight.dtype for weight in read[1].values()} == {torch.float32}
+    assert read[0].keys() == read[1].keys()
+    assert all(torch.equal(read[0][name], weight.bfloat16()) for name, weight in read[1].items())
+    configs = [json.loads((tmp_path / folder / "adapter_config.json").read_text()) for folder in ("published", "saved")]
+    assert configs[0] == configs[1]
 
 
 def test_weights_that_find_something_in_their_way_are_a_clear_error(tmp_path, toy):
