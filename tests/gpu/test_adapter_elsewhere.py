@@ -123,7 +123,7 @@ def vllm_server(model, adapter, log):
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--port", str(port)]
     command += ["--enable-lora", "--max-lora-rank", "16", "--lora-modules", f"trained={adapter}", "--dtype", "bfloat16"]
-    command += ["--max-model-len", "4096", "--gpu-memory-utilization", "0.5", "--enforce-eager", "--host", "127.0.0.1"]
+    command += ["--max-model-len", "4096", "--gpu-memory-utilization", "0.2", "--enforce-eager", "--host", "127.0.0.1"]
     command += ["--generation-config", "vllm"]
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)

@@ -47,7 +47,7 @@ async def test_full_weights_are_published_to_the_running_server(gpu_run, tmp_pat
     demonstrations = [replace(sample, logprobs=None, advantage=1.0) for sample in gpu_run.after]
     batches = [demonstrations[(32 * step) % 960 :][:32] for step in range(STEPS)]
     config = TrainConfig(learning_rate=2e-5, warmup_steps=1, micro_batch_tokens=8192)
-    async with LocalBackend(engine="vllm", trainer="torch", engine_args={"max_model_len": 4096}) as backend:
+    async with LocalBackend(engine="vllm", trainer="torch", engine_args={"max_model_len": 4096}, memory_share=0.2) as backend:
         await model.register(backend)
         assert backend.facts(model)["dtype"] == "bfloat16"
         before = await answers(model, gpu_run.after)
