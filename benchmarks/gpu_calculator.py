@@ -30,6 +30,7 @@ from art_mcp.agent.imitation import Lessons, imitation_loop
 from art_mcp.core.samples import make_sample
 from art_mcp.local.remote import packed
 from art_mcp.types import Sample, ScoredTrajectory, TrainConfig
+from benchmarks.gpu_look import look_at_engines, seen_loading
 from benchmarks.gpu_reinforce import Run, compare_with_raw, reinforce, samples_of_a_step
 from benchmarks.gpu_replay import Recorded
 from benchmarks.gpu_report import Clock, Curve, Report, describe_run, mcnemar
@@ -76,6 +77,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--dump",
         type=Path,
         help="a file for the tokens and logprobs of the evaluations at temperature 1, and of one more step's rollouts",
+    )
+    parser.add_argument(
+        "--look", type=Path, help="a folder in which vLLM's processes tell where they are while they read an adapter"
     )
     given = parser.parse_args(argv)
     if given.warm_start is None:
@@ -196,6 +200,8 @@ def compare(run: Run, after: Mapping[str, Any]) -> None:
 
 
 async def main(arguments: argparse.Namespace) -> None:
+    if arguments.look:
+        look_at_engines(arguments.look)
     clock = Clock(arguments.deadline)
     report = Report(arguments.out / "result.json", status="starting", **describe_run(vars(arguments)))
     report.add()
@@ -227,6 +233,8 @@ async def main(arguments: argparse.Namespace) -> None:
         report.add(status="failed", error=f"{type(error).__name__}: {error}", seconds_total=clock.spent())
         raise
     finally:
+        if arguments.look:
+            report.add(seen_loading=seen_loading(arguments.look))
         clock.say(f"ended: {report.values['status']}; {arguments.out / 'result.json'}")
 
 

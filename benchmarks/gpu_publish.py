@@ -8,54 +8,17 @@ adapter; DIR/stacks has that for each process.
 
 from __future__ import annotations
 
-import os
 import time
-from collections import Counter
-from pathlib import Path
 
 import anyio
 
 from art_mcp.agent.demonstrate import sample_of
 from art_mcp.model import TrainableModel
 from art_mcp.types import TrainConfig
+from benchmarks.gpu_look import look_at_engines, seen_loading
 from benchmarks.gpu_report import Clock, Report, describe_run
 from benchmarks.gpu_setup import make_backend, make_spec, parser_of
 from benchmarks.gpu_stage import open_conditions, play_demonstrations
-
-EVERY = 0.02
-"""Seconds between two looks at the threads of an engine process."""
-LOOK = """\
-import os, sys, threading, time, traceback
-
-def look(path):
-    with open(path, "w", buffering=1) as out:
-        while True:
-            time.sleep({every})
-            for frame in sys._current_frames().values():
-                frames = traceback.extract_stack(frame)[::-1]
-                if any(one.name == {loading!r} for one in frames):
-                    named = [f"{{os.path.basename(one.filename)}}:{{one.lineno}} {{one.name}}" for one in frames]
-                    print(" < ".join(named[:4]), file=out)
-
-threading.Thread(target=look, args=(os.path.join({folder!r}, f"{{os.getpid()}}.txt"),), daemon=True).start()
-"""
-LOADING = "add_lora"
-"""The function of vLLM within which an engine reads an adapter."""
-
-
-def look_at_engines(folder: Path) -> None:
-    """Every Python process that starts from now on tells in `folder` where it is while it reads an adapter."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.txt"):
-        old.unlink()
-    (folder / "sitecustomize.py").write_text(LOOK.format(folder=str(folder.resolve()), every=EVERY, loading=LOADING))
-    paths = [str(folder.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])]
-    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-
-
-def seen_loading(folder: Path) -> list[tuple[str, int]]:
-    """What engines were seen at while they read an adapter, innermost frame first, and how often."""
-    return Counter(line for file in folder.glob("*.txt") for line in file.read_text().splitlines()).most_common(20)
 
 
 async def main() -> None:

@@ -21,7 +21,7 @@ from art_mcp.agent.places import Places, places_of
 from art_mcp.core.samples import make_samples
 from art_mcp.types import Sample, Scenario, TrainConfig, TrajectoryGroup
 from benchmarks.gpu_replay import Recorded, cpu_seconds, first_token, replay
-from benchmarks.gpu_report import Clock, Curve, Report
+from benchmarks.gpu_report import Clock, Curve, Delays, Report
 from benchmarks.gpu_stage import Condition, Draw, play
 
 
@@ -59,6 +59,7 @@ class Stepper:
 
     run: Run
     picked: dict[int, list[list[Scenario]]] = field(default_factory=dict[int, list[list[Scenario]]])
+    delays: Delays = field(default_factory=Delays)
 
     async def gather(self, step: int, places: Places) -> list[TrajectoryGroup]:
         """A step's questions with `evaluate` offered and those without: as many of each, or by what there is to learn."""
@@ -85,6 +86,7 @@ class Stepper:
         began, solved, first = time.monotonic(), dict[str, float](), 0
         with rounds.places.clocks.held():
             metrics = await self.run.model.train(played.groups, config=self.run.config.with_(learning_rate=rate))
+        metrics["delay_in_publish"] = self.delays.worst(metrics.get("seconds_publish", 0.0))
         times = {"seconds_train": time.monotonic() - began, "seconds_rollout": played.seconds, "seconds_waited": played.waited}
         for condition, picked in zip(self.run.conditions, self.picked.pop(step), strict=True):
             part, first = played.groups[first : first + len(picked)], first + len(picked)
@@ -112,6 +114,9 @@ async def reinforce(run: Run, *, seconds: float) -> dict[str, Any]:
             until=anyio.current_time() + seconds,
         )
         rounds = await stack.enter_async_context(playing)
+        watching = await stack.enter_async_context(anyio.create_task_group())
+        stack.callback(watching.cancel_scope.cancel)
+        watching.start_soon(stepper.delays.watch)
         while (spent := time.monotonic() - began) < seconds and step < until:
             keep_requests(run)
             started, cpu, before = time.monotonic(), cpu_seconds(), run.model.sampled

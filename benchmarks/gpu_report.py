@@ -8,12 +8,15 @@ import platform
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import anyio
 
 from art_mcp.types import TrajectoryGroup
 
@@ -109,3 +112,25 @@ def gpu_name() -> str | None:
         return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+class Delays:
+    """How late this process' event loop was: a task that asks for a moment and gets a later one. A client that computes for
+    long in one piece, or has more to do than one process can, delays whatever else it does."""
+
+    EVERY = 0.01
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, float]] = deque(maxlen=4096)
+
+    async def watch(self) -> None:
+        while True:
+            asked = time.monotonic() + self.EVERY
+            await anyio.sleep(self.EVERY)
+            now = time.monotonic()
+            self._seen.append((now, now - asked))
+
+    def worst(self, seconds: float) -> float:
+        """The longest delay, in seconds, of those that ended within the last `seconds`."""
+        since = time.monotonic() - seconds
+        return max((late for at, late in self._seen if at >= since), default=0.0)

@@ -86,8 +86,9 @@ class ServedWorker:
     async def train(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
         """One step, after which the new policy is published; what is in flight ends under the old one. `seconds_publish` of
         the metrics is from the last gradient until requests are sampled under the new policy; of it, `seconds_write` is until
-        the weights are written, the rest until the engine has read them (absent where it could not). An engine that cannot
-        have them is told, and the step stands: whoever samples next tries it again, and has the failure."""
+        the weights are written, `seconds_held` was spent waiting for requests under an older version (an engine holds two), the
+        rest is until the engine has read them (both absent where it could not). An engine that cannot have them is told, and
+        the step stands: whoever samples next tries it again, and has the failure."""
         return await asyncio.shield(self._train(samples, config))
 
     async def imitate(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
@@ -119,7 +120,7 @@ class ServedWorker:
             began = monotonic()
             try:
                 written = await self._publish()
-                metrics["seconds_write"] = written - began
+                metrics |= {"seconds_write": written - began, "seconds_held": self.engine.seconds_held}
             except EngineError as failure:
                 say(f"step {self.step} is not published yet: {failure}")
         return {**metrics, "seconds_publish": monotonic() - began}

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import anyio
@@ -48,6 +49,7 @@ class VllmEngine:
         self._open.set()
         self._context = 0
         self._door = COMPLETIONS
+        self.seconds_held = 0.0
         self.facts: dict[str, Any] = {}
 
     @property
@@ -140,8 +142,10 @@ class VllmEngine:
         """`publish` to a living server; to one that has died, or is starting, for when it is ready."""
         new, old = Version(Policy(self._served.name, step), folder), self.version
         if self._adapters:
+            began = monotonic()
             for older in list(self._older):
                 await older.gone.wait()
+            self.seconds_held = monotonic() - began
             try:
                 if not self._is_starting:  # a start ends with the version that is current then
                     await self._tell_living(self._load, new)

@@ -49,6 +49,11 @@ class Engine(Protocol):
 
     async def publish(self, step: int, folder: Path) -> None: ...
 
+    @property
+    def seconds_held(self) -> float:
+        """How long the last publication waited for requests under the version before the one that it replaced."""
+        ...
+
     async def close(self) -> None: ...
 
 
@@ -157,6 +162,10 @@ class VllmReplicas:
         self._policy = Policy(self._served.name, step)
         self._given_up.clear()
         await self.ready()
+
+    @property
+    def seconds_held(self) -> float:
+        return max(engine.seconds_held for engine in self.engines)
 
     async def close(self) -> None:
         """Ends all servers, and with them what waits for one."""

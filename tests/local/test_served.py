@@ -102,6 +102,7 @@ async def test_every_step_is_published_under_its_own_name(python, toy):
             metrics = await worker.train([sample], CONFIG)
             assert metrics["gradient_norm"] > 0
             assert 0 < metrics["seconds_write"] < metrics["seconds_publish"]
+            assert metrics["seconds_held"] < metrics["seconds_publish"] - metrics["seconds_write"]
             folders.append(worker.engine.version.folder)
         assert (worker.step, worker.policy.step, str(worker.policy)) == (2, 2, "toy@2")
         assert [folder.exists() for folder in folders] == [False, False, True]
