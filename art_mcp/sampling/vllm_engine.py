@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import anyio
@@ -20,7 +19,7 @@ from art_mcp.sampling.room import room_for
 from art_mcp.sampling.vllm_args import Served, VllmSettings
 from art_mcp.sampling.vllm_messages import COMPLETIONS, TOKENS, complaint, serves_tokens
 from art_mcp.sampling.vllm_server import VllmServer, say
-from art_mcp.sampling.vllm_version import Version
+from art_mcp.sampling.vllm_version import Version, all_gone
 from art_mcp.types import Completion, Policy, SamplingParams
 
 PUBLISH_SECONDS = 300.0
@@ -142,10 +141,7 @@ class VllmEngine:
         """`publish` to a living server; to one that has died, or is starting, for when it is ready."""
         new, old = Version(Policy(self._served.name, step), folder), self.version
         if self._adapters:
-            began = monotonic()
-            for older in list(self._older):
-                await older.gone.wait()
-            self.seconds_held = monotonic() - began
+            self.seconds_held = await all_gone(list(self._older))
             try:
                 if not self._is_starting:  # a start ends with the version that is current then
                     await self._tell_living(self._load, new)
