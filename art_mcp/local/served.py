@@ -19,8 +19,11 @@ from art_mcp.local.share import settings_beside
 from art_mcp.local.versions import Versions
 from art_mcp.sampling.vllm_args import Served, VllmSettings
 from art_mcp.sampling.vllm_replicas import Engine, open_engine
-from art_mcp.sampling.vllm_server import in_thread, say
+from art_mcp.sampling.vllm_server import in_thread, say, started
 from art_mcp.types import Completion, ModelSpec, Policy, Sample, SamplingParams, TrainConfig
+
+PATIENCE_SECONDS = 10.0
+"""Turns begin again after so long, should an engine take longer for the new weights than any takes that is well."""
 
 
 class Trains(Protocol):
@@ -57,6 +60,8 @@ class ServedWorker:
         self.engine, self.learner, self._versions = engine, learner, versions
         self._stale = False
         self._changing = asyncio.Lock()
+        self._open = asyncio.Event()
+        self._open.set()
         self._publishing: asyncio.Task[None] | None = None
 
     @property
@@ -85,10 +90,10 @@ class ServedWorker:
 
     async def train(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
         """One step, after which the new policy is published; what is in flight ends under the old one. `seconds_publish` of
-        the metrics is from the last gradient until requests are sampled under the new policy; of it, `seconds_write` is until
-        the weights are written, `seconds_held` was spent waiting for requests under an older version (an engine holds two), the
-        rest is until the engine has read them (both absent where it could not). An engine that cannot have them is told, and
-        the step stands: whoever samples next tries it again, and has the failure."""
+        the metrics is from the last gradient until requests are sampled under the new policy; of it, `seconds_held` was spent
+        waiting for requests under an older one (an engine holds two), `seconds_write` writing the weights, the rest until the
+        engine has read them (both absent where it could not). An engine that cannot have them is told, and the step stands:
+        whoever samples next tries it again, and has the failure."""
         return await asyncio.shield(self._train(samples, config))
 
     async def imitate(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
@@ -119,8 +124,7 @@ class ServedWorker:
             metrics = await self.learner.train(samples, config)
             began = monotonic()
             try:
-                written = await self._publish()
-                metrics |= {"seconds_write": written - began, "seconds_held": self.engine.seconds_held}
+                metrics |= await self._publish()
             except EngineError as failure:
                 say(f"step {self.step} is not published yet: {failure}")
         return {**metrics, "seconds_publish": monotonic() - began}
@@ -134,11 +138,9 @@ class ServedWorker:
     async def _catch_up(self) -> None:
         """Publishes what the learner has, unless it is published: once, however many wait for it, and to its end, should who
         asked first go away."""
-        while self._stale:
+        while await self._open.wait() and self._stale:
             if self._publishing is None or self._publishing.done():
-                self._publishing = asyncio.create_task(self._publish_later())
-                # whoever waited has its failure; the next who asks tries again
-                self._publishing.add_done_callback(lambda task: task.cancelled() or task.exception())
+                self._publishing = started(self._publish_later())  # where it fails, the next who asks tries again
             await asyncio.shield(self._publishing)
 
     async def _publish_later(self) -> None:
@@ -146,10 +148,15 @@ class ServedWorker:
             if self._stale:
                 await self._publish()
 
-    async def _publish(self) -> float:
-        """Afterwards learner and engine are equal; where it fails, whoever samples next tries it again. Returns when the
-        weights were written."""
-        equal = False
+    async def _publish(self) -> dict[str, float]:
+        """Afterwards learner and engine are equal; where it fails, whoever samples next tries it again. Returns what took how
+        long. Meanwhile nobody begins a turn: a client with hundreds in flight has so much to do that each of the steps below
+        would wait for its turn among them, longer than it takes; and what begins a moment later is of the new policy."""
+        began = monotonic()
+        await self.engine.make_room()
+        room, equal = monotonic(), False
+        self._open.clear()
+        patience = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._open.set)
         try:
             folder = await write_version(self.learner, self._versions)
             written = monotonic()
@@ -157,7 +164,9 @@ class ServedWorker:
             equal = True
         finally:
             self._stale = not equal
-        return written
+            patience.cancel()
+            self._open.set()
+        return {"seconds_held": room - began, "seconds_write": written - room}
 
 
 async def open_served(name: str, spec: ModelSpec, load: Callable[[], Learner], settings: VllmSettings) -> ServedWorker:

@@ -18,8 +18,8 @@ from art_mcp.errors import EngineError
 from art_mcp.sampling.room import room_for
 from art_mcp.sampling.vllm_args import Served, VllmSettings
 from art_mcp.sampling.vllm_messages import COMPLETIONS, TOKENS, complaint, serves_tokens
-from art_mcp.sampling.vllm_server import VllmServer, say
-from art_mcp.sampling.vllm_version import Version, all_gone
+from art_mcp.sampling.vllm_server import VllmServer, say, started
+from art_mcp.sampling.vllm_version import Version
 from art_mcp.types import Completion, Policy, SamplingParams
 
 PUBLISH_SECONDS = 300.0
@@ -48,7 +48,6 @@ class VllmEngine:
         self._open.set()
         self._context = 0
         self._door = COMPLETIONS
-        self.seconds_held = 0.0
         self.facts: dict[str, Any] = {}
 
     @property
@@ -80,8 +79,7 @@ class VllmEngine:
 
     def begin(self) -> asyncio.Task[None]:
         """Starts the server before there are adapters to publish; `start` waits for it and raises what it raised."""
-        self._booting = asyncio.create_task(self._boot(self._served))
-        self._booting.add_done_callback(lambda task: task.cancelled() or task.exception())
+        self._booting = started(self._boot(self._served))
         return self._booting
 
     async def start(self, step: int, folder: Path) -> None:
@@ -103,9 +101,7 @@ class VllmEngine:
                 await self._open.wait()
                 continue
             if self._starting is None or self._starting.done():
-                self._starting = asyncio.create_task(self._start())
-                # whoever waited has its failure; without a waiter nobody needs it
-                self._starting.add_done_callback(lambda task: task.cancelled() or task.exception())
+                self._starting = started(self._start())
             starting = self._starting
             try:
                 await asyncio.shield(starting)
@@ -130,18 +126,21 @@ class VllmEngine:
         return door.read(answer, version.policy.step)
 
     async def publish(self, step: int, folder: Path) -> None:
-        """Samples under `step`, with the weights in `folder`, from when this returns; the folder is then the engine's.
-
-        Raises EngineError when a living server refuses an adapter, and where a dead one cannot be replaced.
-        """
+        """Samples under `step`, with the weights in `folder`, from when this returns; the folder is then the engine's. Raises
+        EngineError when a living server refuses an adapter, and where a dead one cannot be replaced."""
         await self.take(step, folder)
         await self.ready()
+
+    async def make_room(self) -> None:
+        """Returns when an adapter can be loaded: when the one before the current one has no request left."""
+        while self._older:
+            await next(iter(self._older)).gone.wait()
 
     async def take(self, step: int, folder: Path) -> None:
         """`publish` to a living server; to one that has died, or is starting, for when it is ready."""
         new, old = Version(Policy(self._served.name, step), folder), self.version
         if self._adapters:
-            self.seconds_held = await all_gone(list(self._older))
+            await self.make_room()
             try:
                 if not self._is_starting:  # a start ends with the version that is current then
                     await self._tell_living(self._load, new)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from art_mcp.errors import ConfigError, EngineError
 from art_mcp.sampling.vllm_args import Served, VllmSettings, weights_of
 from art_mcp.sampling.vllm_engine import VllmEngine
-from art_mcp.sampling.vllm_server import VllmServer, say
+from art_mcp.sampling.vllm_server import VllmServer, say, started
 from art_mcp.types import Completion, Policy, SamplingParams
 
 REMEMBERED = 65_536
@@ -49,10 +49,7 @@ class Engine(Protocol):
 
     async def publish(self, step: int, folder: Path) -> None: ...
 
-    @property
-    def seconds_held(self) -> float:
-        """How long the last publication waited for requests under the version before the one that it replaced."""
-        ...
+    async def make_room(self) -> None: ...
 
     async def close(self) -> None: ...
 
@@ -105,8 +102,7 @@ class VllmReplicas:
     def begin(self) -> None:
         """As an engine's: all together where the size of the weights is known, else one after the other, because each
         measures the memory then."""
-        self._booting = asyncio.create_task(self._boot())
-        self._booting.add_done_callback(lambda task: task.cancelled() or task.exception())
+        self._booting = started(self._boot())
 
     async def _boot(self) -> None:
         together = weights_of(self._served.model) is not None
@@ -157,15 +153,16 @@ class VllmReplicas:
         one refuses an adapter, and where none is left."""
         # one that has it already took it when another refused it
         behind = [engine for engine in self.engines if engine.policy.step != step]
-        folders = await asyncio.to_thread(copies, folder, len(behind))
+        folders = copies(folder, len(behind))  # other names for the same files: a thread would take longer
         raise_first(await all_of(engine.take(step, own) for engine, own in zip(behind, folders, strict=True)))
         self._policy = Policy(self._served.name, step)
         self._given_up.clear()
         await self.ready()
 
-    @property
-    def seconds_held(self) -> float:
-        return max(engine.seconds_held for engine in self.engines)
+    async def make_room(self) -> None:
+        """Returns when every replica can load an adapter: when the one before the current one has no request left."""
+        for engine in self.engines:
+            await engine.make_room()
 
     async def close(self) -> None:
         """Ends all servers, and with them what waits for one."""

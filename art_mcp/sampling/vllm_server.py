@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from itertools import pairwise
@@ -57,6 +57,13 @@ PREFIX = re.compile(r"^(\(.*? pid=\d+\) )?((INFO|WARNING|ERROR|DEBUG) [\d:. -]+\
 def say(line: str) -> None:
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
+
+
+def started(work: Coroutine[Any, Any, Made]) -> asyncio.Task[Made]:
+    """A task whose failure belongs to those who wait for it: where nobody does, nobody needs it."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(lambda task: task.cancelled() or task.exception())
+    return task
 
 
 async def in_thread(make: Callable[[], Made]) -> Made:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 from pathlib import Path
-from time import monotonic
 
 from art_mcp.types import Policy
 
@@ -19,11 +17,3 @@ class Version:
         self.retired = False
         self.idle, self.gone = asyncio.Event(), asyncio.Event()
         self.idle.set()
-
-
-async def all_gone(versions: Iterable[Version]) -> float:
-    """Returns when the server has none of them any more: how many seconds that took."""
-    began = monotonic()
-    for version in versions:
-        await version.gone.wait()
-    return monotonic() - began

@@ -90,6 +90,56 @@ async def draw(worker):
     return await worker.sample(PROMPT, params=SamplingParams(max_tokens=3), stop=frozenset())
 
 
+async def test_no_turn_begins_while_weights_are_published_and_the_next_is_of_the_new_policy(python, toy, monkeypatch):
+    worker = await served(python, ModelSpec(source=toy, lora=LoraSpec(rank=4)))
+    try:
+        assert (await draw(worker)).span.policy_version == 0
+        writing, go_on, write = asyncio.Event(), asyncio.Event(), worker.learner.write_weights
+
+        async def slowly(folder):
+            writing.set()
+            await go_on.wait()
+            await write(folder)
+
+        monkeypatch.setattr(worker.learner, "write_weights", slowly)
+        on = (False,) * len(PROMPT) + (True,) * 2
+        step = asyncio.create_task(worker.train([Sample((*PROMPT, 5, 6), on, (0.0,) * 6 + (-1.0, -1.0), 1.0)], CONFIG))
+        await writing.wait()
+        waiting = [asyncio.create_task(work) for work in (draw(worker), worker.ready())]
+        await worker.engine.server.connections.get("/told")  # time for a turn to begin
+        assert not any(task.done() for task in waiting)
+        go_on.set()
+        turn, *_ = await asyncio.gather(*waiting)
+        assert turn.span.policy_version == 1
+        assert (await step)["seconds_publish"] > 0
+    finally:
+        await worker.close()
+
+
+async def test_turns_begin_again_where_an_engine_takes_too_long_for_the_new_weights(python, toy, monkeypatch):
+    monkeypatch.setattr("art_mcp.local.served.PATIENCE_SECONDS", 0.1)
+    worker = await served(python, ModelSpec(source=toy, lora=LoraSpec(rank=4)))
+    try:
+        await draw(worker)
+        hangs, go_on, publish = asyncio.Event(), asyncio.Event(), worker.engine.publish
+
+        async def hanging(step, folder):
+            hangs.set()
+            await go_on.wait()
+            await publish(step, folder)
+
+        monkeypatch.setattr(worker.engine, "publish", hanging)
+        on = (False,) * len(PROMPT) + (True,) * 2
+        step = asyncio.create_task(worker.train([Sample((*PROMPT, 5, 6), on, (0.0,) * 6 + (-1.0, -1.0), 1.0)], CONFIG))
+        await hangs.wait()
+        assert (await draw(worker)).span.policy_version == 0
+        go_on.set()
+        await step
+        assert (await draw(worker)).span.policy_version == 1
+    finally:
+        await worker.close()
+
+
 async def test_every_step_is_published_under_its_own_name(python, toy):
     worker = await served(python, ModelSpec(source=toy, lora=LoraSpec(rank=4)))
     try:
