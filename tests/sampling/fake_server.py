@@ -6,7 +6,6 @@ file `broken` does not start, and one with `slow-<port>` not before that is gone
 
 import argparse
 import asyncio
-import json
 import os
 import socket
 import sys
