@@ -45,6 +45,9 @@ for name in ("COLUMNS", "LINES", "TERMINAL_WIDTH"):
 # all that is imported here is a million objects, and each full collection looks at them for half a second: fewer of these
 gc.set_threshold(gc.get_threshold()[0], 10, 100)
 
+# where other work runs on the same processors, torch's threads would spin for ten times as long as they compute
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
