@@ -1,5 +1,6 @@
 """What every test may ask for, and what none may depend on: how quick the machine is, and how it likes its output."""
 
+import gc
 import math
 import os
 import signal
@@ -40,6 +41,12 @@ for name in ("FORCE_COLOR", "PY_COLORS", "CLICOLOR_FORCE", "GITHUB_ACTIONS", "TT
     os.environ.pop(name, None)
 for name in ("COLUMNS", "LINES", "TERMINAL_WIDTH"):
     os.environ.pop(name, None)
+
+# all that is imported here is a million objects, and each full collection looks at them for half a second: fewer of these
+gc.set_threshold(gc.get_threshold()[0], 10, 100)
+
+# where other work runs on the same processors, torch's threads would spin for ten times as long as they compute
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")

@@ -11,9 +11,16 @@ from art_mcp.core.parse import parse_calls
 from art_mcp.types import ToolCall
 from benchmarks import parser, start, template, tool_calls
 from benchmarks.open_door import mcnemar
-from benchmarks.pairs import compare, interval, rounds, time_of
+from benchmarks.pairs import compare, interval, rounds, settled, time_of
 from benchmarks.report import QUICK_PAIRS, publish, read_options, result_of
 from benchmarks.tool_call_texts import BROKEN, LONG, TOOLS, WELL_FORMED, draw_turns
+
+
+@pytest.fixture
+def nothing_older_is_collected():
+    """Each measurement begins with a collection, which would look at all that the other tests have loaded."""
+    with settled():
+        yield
 
 
 def check_result(result: dict, cases: set[str]) -> None:
@@ -41,6 +48,7 @@ def test_no_tool_result_is_seen_twice():
     assert len({next(results) for _ in range(1000)}) == 1000
 
 
+@pytest.mark.usefixtures("nothing_older_is_collected")
 def test_tool_calls_are_timed_through_the_toolbox_and_the_sdk():
     result = tool_calls.measure(["in_process"], pairs=2, calls=32)
     check_result(result, {"in_process"})
@@ -86,6 +94,7 @@ def test_the_parser_is_timed_without_validation_and_has_it_afterwards():
     assert parser.read_call.validate is validate
 
 
+@pytest.mark.usefixtures("nothing_older_is_collected")
 def test_every_case_has_the_ratio_proper_and_the_others_beside_it():
     asked: list[dict] = []
     cases = {"calls_1": WELL_FORMED["calls_1"]}

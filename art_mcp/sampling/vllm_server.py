@@ -41,6 +41,9 @@ from art_mcp.sampling.vllm_http import Connections
 Made = TypeVar("Made")
 
 POLL_SECONDS = 0.25
+"""Between two looks at whether a server that starts answers."""
+MOMENT_SECONDS = 0.25
+"""For a process to end, whose connections broke."""
 PATIENCE_SECONDS = 2.0
 """How long a start may take before it is told."""
 START_SECONDS = 1200.0
@@ -145,7 +148,7 @@ class VllmServer:
         except OSError as error:
             if self.alive:
                 # it refuses connections or dropped this one: the process may need a moment to end
-                await anyio.sleep(POLL_SECONDS)
+                await anyio.sleep(MOMENT_SECONDS)
             raise EngineError(f"vLLM {self.ending()}: {self.last_words()}") from error
 
     async def end(self) -> None:

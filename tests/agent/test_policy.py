@@ -19,6 +19,7 @@ pytestmark = pytest.mark.anyio
 
 ROOT = Path(__file__).parents[2]
 SERVER = str(ROOT / "servers" / "calculator" / "server.py")
+ENVIRONMENT = load_environment(str(ROOT / "environments" / "calculator.py"))
 
 
 class Recorded:
@@ -55,13 +56,12 @@ def model():
 
 
 async def play(model, *, scenarios=4, rollouts=2, **options):
-    environment = load_environment(str(ROOT / "environments" / "calculator.py"))
     model.backend.handed_out = []
-    async with open_tools([f"{SERVER}:server"], only=environment.tools) as toolbox:
+    async with open_tools([f"{SERVER}:server"], only=ENVIRONMENT.tools) as toolbox:
         groups = await gather_trajectory_groups(
-            environment.split("train")[:scenarios],
+            ENVIRONMENT.split("train")[:scenarios],
             model=model,
-            environment=environment,
+            environment=ENVIRONMENT,
             toolbox=toolbox,
             rollouts=rollouts,
             **options,

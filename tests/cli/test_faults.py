@@ -118,14 +118,24 @@ def test_a_model_without_weights_is_told_before_torch_is_loaded(project, words):
     assert not {"torch", "transformers", "mcp"} & set(loaded)
 
 
-SLOW = pytest.mark.slow  # each loads transformers, to ask the hub
+ONE_AFTER_THE_OTHER = """
+import os, sys
+from art_mcp.cli.main import main
+
+place, *commands = sys.argv[1:]
+for folder in (os.getcwd(), place):
+    os.chdir(folder)
+    for words in commands:
+        sys.argv = ["art-mcp", *words.split()]
+        try:
+            main()
+        except SystemExit as end:
+            print(end.code, words, file=sys.stderr)
+"""
+"""Commands in this folder, then in another: what loads transformers, to ask the hub, does so once."""
 
 
-@pytest.mark.parametrize(
-    "words",
-    ["eval sums --model my-frist", *(pytest.param(one, marks=SLOW) for one in ("export my-frist out", "doctor my-frist"))],
-)
-def test_a_mistyped_run_is_told_as_one_before_the_hub_is_mentioned(project, tmp_path, monkeypatch, words):
+def test_a_mistyped_run_is_told_as_one_before_the_hub_is_mentioned(project, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     shutil.copytree(project, tmp_path / "used")
@@ -134,10 +144,15 @@ def test_a_mistyped_run_is_told_as_one_before_the_hub_is_mentioned(project, tmp_
         (tmp_path / "used" / "runs" / name / "manifest.json").write_text("{}")
     told = "no folder my-frist here, and none could be had from the hub: "
     missed = "no run 'my-frist' under runs/, did you mean 'my-first'? there are: my-first, other; "
-    for place, first in ((project, ""), (tmp_path / "used", missed)):
-        done = run(place, ART, *words.split(), stdout=subprocess.PIPE)
-        assert done.returncode == 2
-        assert done.stderr.splitlines()[-1].startswith(f"error: {first}{told}")
+    commands = ("eval sums --model my-frist", "export my-frist out", "doctor my-frist")
+    done = run(project, sys.executable, "-c", ONE_AFTER_THE_OTHER, str(tmp_path / "used"), *commands, stdout=subprocess.PIPE)
+    lines = done.stderr.splitlines()
+    for first in ("", missed):
+        for words in commands:
+            ended = lines.index(f"2 {words}")
+            assert lines[ended - 1].startswith(f"error: {first}{told}"), done.stderr
+            lines = lines[ended + 1 :]
+    assert lines == []
 
 
 def test_a_port_in_use_is_one_line(project):

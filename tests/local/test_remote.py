@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 
 import anyio
 import psutil
@@ -36,20 +37,38 @@ def spec(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def started():
-    """The workers that this module has started."""
-    workers = []
+def kept():
+    """The workers of this module, each for as long as no test has ended it: starting one takes as long as loading torch."""
+    workers = {}
     yield workers
-    for worker in workers:
+    for worker in workers.values():
         asyncio.run(worker.close())
 
 
 @pytest.fixture
-def remote(spec, started):
-    """The worker of this module; another one where a test has closed it."""
-    if not started or started[-1]._process.poll() is not None:
-        started.append(RemoteWorker("toy", ModelSpec(source=spec.source, lora=LoraSpec(rank=4)), SETTINGS))
-    return started[-1]
+def worker_like(kept):
+    """The worker with this spec and these settings, started where there is none."""
+
+    def find(spec, settings):
+        key = json.dumps([asdict(spec), asdict(settings), os.environ.get(WORKSPACE)])
+        if key not in kept or kept[key]._process.poll() is not None:
+            kept[key] = RemoteWorker("toy", spec, settings)
+        return kept[key]
+
+    return find
+
+
+@pytest.fixture
+def remote(spec, worker_like):
+    return worker_like(ModelSpec(source=spec.source, lora=LoraSpec(rank=4)), SETTINGS)
+
+
+@pytest.fixture
+def chosen(spec, worker_like, monkeypatch):
+    """One whose user has chosen cuBLAS's workspace."""
+    with monkeypatch.context() as patch:
+        patch.setenv(WORKSPACE, ":16:8")
+        return worker_like(spec, SETTINGS)
 
 
 async def two_steps(worker):
@@ -85,19 +104,14 @@ def test_a_sample_crosses_to_the_last_bit(logprobs):
 
 
 async def test_the_child_of_a_deterministic_run_starts_with_what_cublas_needs_unless_its_user_chose_it(
-    remote, spec, monkeypatch
+    remote, chosen, spec, worker_like
 ):
-    monkeypatch.setenv(WORKSPACE, ":16:8")
-    chosen = RemoteWorker("toy", spec, SETTINGS)
-    monkeypatch.delenv(WORKSPACE)
-    plain = RemoteWorker("toy", spec, Settings(threads=1))
+    plain = worker_like(spec, Settings(threads=1))
     assert [worker_of(family(worker)).environ().get(WORKSPACE) for worker in (remote, chosen, plain)] == [
         ":4096:8",
         ":16:8",
         None,
     ]
-    for worker in (chosen, plain):
-        await worker.close()
 
 
 async def test_failures_in_the_child_arrive_by_name(remote):
@@ -147,8 +161,8 @@ def worker_of(processes):
     return child
 
 
-async def test_a_child_that_is_killed_fails_what_waits_for_it_and_says_so(spec):
-    worker = RemoteWorker("toy", spec, SETTINGS)
+async def test_a_child_that_is_killed_fails_what_waits_for_it_and_says_so(chosen):
+    worker = chosen
     processes = family(worker)
     child = worker_of(processes)
     sampling = [asyncio.create_task(worker.sample(PROMPT, params=ENDLESS, stop=frozenset())) for _ in range(2)]
@@ -216,12 +230,13 @@ def test_a_child_whose_parent_is_dead_leaves_no_traceback_on_the_terminal():
 
 
 async def test_a_backend_ends_every_child_though_one_of_them_does_not_end_as_it_should(monkeypatch):
+    before = set(psutil.Process().children(recursive=True))
     backend = LocalBackend(in_process=False, threads=1)
     models = [TrainableModel(name=name) for name in ("first", "second")]
     async with anyio.create_task_group() as group:
         for model in models:
             group.start_soon(model.register, backend)
-    children = psutil.Process().children(recursive=True)
+    children = set(psutil.Process().children(recursive=True)) - before
     assert len(children) >= 2
     second, close = models[1].sampler(), models[1].sampler().close
 

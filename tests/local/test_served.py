@@ -31,6 +31,7 @@ DEMONSTRATION = Sample((*PROMPT, 3, 4), (False,) * 6 + (True,) * 2, None, 1.0)
 def python(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("art_mcp.sampling.vllm_server.POLL_SECONDS", 0.02)  # the fake starts in a moment
     script = tmp_path / "python"
     script.write_text(f'#!/bin/sh\nexec {sys.executable} {FAKE} "$@"\n')
     script.chmod(script.stat().st_mode | stat.S_IXUSR)

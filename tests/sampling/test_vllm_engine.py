@@ -34,6 +34,7 @@ def surroundings(tmp_path, monkeypatch):
     """No GPU, unless a test brings one, and a cache of the test's own."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("art_mcp.sampling.vllm_server.POLL_SECONDS", 0.02)  # the fake starts in a moment
 
 
 @pytest.fixture

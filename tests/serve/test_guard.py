@@ -18,9 +18,21 @@ ROUTES = [("GET", "/v1/models"), ("POST", "/v1/chat/completions"), ("GET", "/ope
 ASKED = {"model": "told", "messages": [USER]}
 
 
-async def knock(*requests, **options):
+@pytest.fixture(scope="module")
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def door(anyio_backend):
+    """The endpoint at which these tests knock, with the token "right"; whatever it was asked, it answers the next."""
+    async with opened(voice_of(Told(["a"])), token="right") as (_, endpoint):
+        yield endpoint
+
+
+async def knock(endpoint, *requests):
     """The answers to requests (method, path, and what httpx takes), each with the token unless it has an Authorization."""
-    async with opened(voice_of(Told(["a"])), **options) as (_, endpoint), httpx2.AsyncClient(verify=False) as client:
+    async with httpx2.AsyncClient(verify=False) as client:
         answers = []
         for method, path, more in requests:
             headers = {"Authorization": f"Bearer {endpoint.token}"} | more.pop("headers", {})
@@ -37,9 +49,9 @@ def check_refused(answer, status, word=""):
 
 
 @pytest.mark.parametrize("token", ["", "Bearer", "Bearer x", "Basic {token}", "Bearer {token}x", "{token}", "Bearer é"])
-async def test_no_route_is_open_without_the_token(token):
+async def test_no_route_is_open_without_the_token(door, token):
     headers = {"Authorization": token.replace("{token}", "right").encode()}
-    answers = await knock(*[(method, path, {"headers": headers}) for method, path in ROUTES], token="right")
+    answers = await knock(door, *[(method, path, {"headers": headers}) for method, path in ROUTES])
     for answer in answers:
         check_refused(answer, 401, "API key")
         assert answer.headers["www-authenticate"] == "Bearer"
@@ -54,30 +66,31 @@ async def test_the_client_library_says_that_its_key_is_wrong():
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "127.0.0.1@evil.example", "a:b", ""]
 )
-async def test_a_foreign_host_is_refused_on_every_route_token_or_not(host):
+async def test_a_foreign_host_is_refused_on_every_route_token_or_not(door, host):
     for headers in ({"Host": host}, {"Host": host, "Authorization": "Bearer wrong"}):
-        for answer in await knock(*[(method, path, {"headers": dict(headers)}) for method, path in ROUTES]):
+        for answer in await knock(door, *[(method, path, {"headers": dict(headers)}) for method, path in ROUTES]):
             check_refused(answer, 421, "not")
 
 
 @pytest.mark.parametrize(
     "origin", ["http://evil.example", "https://evil.example:443", "null", "http://localhost.evil.example", "x"]
 )
-async def test_a_foreign_origin_is_refused_on_every_route(origin):
-    for answer in await knock(*[(method, path, {"headers": {"Origin": origin}}) for method, path in ROUTES]):
+async def test_a_foreign_origin_is_refused_on_every_route(door, origin):
+    for answer in await knock(door, *[(method, path, {"headers": {"Origin": origin}}) for method, path in ROUTES]):
         check_refused(answer, 403, "may not ask")
 
 
-async def test_this_machine_is_let_in_under_its_names_and_pages_of_its_own():
+async def test_this_machine_is_let_in_under_its_names_and_pages_of_its_own(door):
     named = [{"Host": host} for host in ("localhost", "LOCALHOST:1", "127.0.0.1:80", "[::1]:8000")]
     paged = [{"Origin": origin} for origin in ("http://localhost:3000", "http://127.0.0.1")]
-    answers = await knock(*[("GET", "/v1/models", {"headers": headers}) for headers in [*named, *paged]])
+    answers = await knock(door, *[("GET", "/v1/models", {"headers": headers}) for headers in [*named, *paged]])
     assert [answer.status_code for answer in answers] == [200] * 6
 
 
 async def test_a_name_that_was_allowed_is_let_in_and_no_other():
     requests = [("GET", "/v1/models", {"headers": {"Host": host}}) for host in ("box.example:1", "other.example")]
-    answers = await knock(*requests, hosts=["Box.example"])
+    async with opened(voice_of(Told(["a"])), hosts=["Box.example"]) as (_, endpoint):
+        answers = await knock(endpoint, *requests)
     assert [answer.status_code for answer in answers] == [200, 421]
 
 
@@ -126,8 +139,8 @@ async def test_a_token_that_no_header_can_carry_is_refused_at_once(token):
 
 @pytest.mark.parametrize("header", ["Authorization", "Host", "Origin"])
 @pytest.mark.parametrize("value", [b"Bearer \xff\xfe", "Bearer rïght".encode(), b"\xe9", "\u2100:80".encode()])
-async def test_bytes_beyond_ascii_in_a_header_are_refused(header, value):
-    (answer,) = await knock(("GET", "/v1/models", {"headers": {header: value}}), token="right")
+async def test_bytes_beyond_ascii_in_a_header_are_refused(door, header, value):
+    (answer,) = await knock(door, ("GET", "/v1/models", {"headers": {header: value}}))
     check_refused(answer, {"Authorization": 401, "Host": 421, "Origin": 403}[header])
 
 
@@ -171,32 +184,32 @@ BODIES["a deep call"] = json.dumps(ASKED | {"messages": [{"role": "assistant", "
 
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
-async def test_a_body_that_is_no_request_is_refused(body):
-    (answer,) = await knock(("POST", "/v1/chat/completions", {"content": body}))
+async def test_a_body_that_is_no_request_is_refused(door, body):
+    (answer,) = await knock(door, ("POST", "/v1/chat/completions", {"content": body}))
     check_refused(answer, 400)
 
 
-async def test_a_body_that_is_too_long_is_refused_and_one_without_an_end_is_cut_off():
+async def test_a_body_that_is_too_long_is_refused_and_one_without_an_end_is_cut_off(door):
     async def endless():
         while True:
             yield b" " * 65536
 
-    (long,) = await knock(("POST", "/v1/chat/completions", {"content": b" " * (BODY_LIMIT + 1)}))
+    (long,) = await knock(door, ("POST", "/v1/chat/completions", {"content": b" " * (BODY_LIMIT + 1)}))
     check_refused(long, 413, str(BODY_LIMIT))
     with suppress(httpx2.TransportError):  # whether it still reads the answer is chance; that it comes to an end is not
-        (cut_off,) = await knock(("POST", "/v1/chat/completions", {"content": endless()}))
+        (cut_off,) = await knock(door, ("POST", "/v1/chat/completions", {"content": endless()}))
         check_refused(cut_off, 413, str(BODY_LIMIT))
 
 
-async def test_unknown_routes_and_methods_have_the_same_shape():
-    nowhere, wrong = await knock(("GET", "/v1/nothing", {}), ("GET", "/v1/chat/completions", {}))
+async def test_unknown_routes_and_methods_have_the_same_shape(door):
+    nowhere, wrong = await knock(door, ("GET", "/v1/nothing", {}), ("GET", "/v1/chat/completions", {}))
     check_refused(nowhere, 404)
     check_refused(wrong, 405)
     assert wrong.headers["allow"] == "POST"
 
 
-async def test_models_are_listed_under_their_names_and_their_policies():
-    listed, one, none = await knock(*[("GET", f"/v1/models{name}", {}) for name in ("", "/told@0", "/nobody")])
+async def test_models_are_listed_under_their_names_and_their_policies(door):
+    listed, one, none = await knock(door, *[("GET", f"/v1/models{name}", {}) for name in ("", "/told@0", "/nobody")])
     assert [entry["id"] for entry in listed.json()["data"]] == ["told", "told@0"]
     assert (one.json()["id"], one.json()["root"], one.json()["max_model_len"]) == ("told@0", "told", 100_000)
     check_refused(none, 404, "there is told, told@0")

@@ -206,7 +206,7 @@ def test_the_metrics_of_a_run_go_on_at_one_id_in_wandb_after_a_stop_and_no_other
     assert other[1] == run_at(project, "watched").manifest["wandb_id"] != first[1]
 
 
-@pytest.mark.parametrize("in_process", [True, False])
+@pytest.mark.parametrize("in_process", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_run_that_overlaps_its_steps_learns_from_tokens_of_two_policies_and_corrects_for_it(project, in_process):
     setting = Setting(ENVIRONMENT, in_process=in_process)
     plan = Plan(steps=3, groups=4, rollouts=4, concurrency=32, overlap=True)
@@ -276,6 +276,7 @@ def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(straight, project):
     assert run.manifest["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_says_how_it_goes_on_and_leaves_no_process(project):
     process = endless("interrupted", "--child-process")
     children = psutil.Process(process.pid).children(recursive=True)
