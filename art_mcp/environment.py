@@ -23,7 +23,8 @@ from art_mcp.ports import Toolbox
 from art_mcp.types import Limits, Scenario, ScoredTrajectory, ToolCall, Trajectory
 
 Reward: TypeAlias = Callable[..., float | Awaitable[float]]
-"""`reward(trajectory)` or `reward(trajectory, toolbox)`, plain or async; the toolbox is still open."""
+"""`reward(trajectory)` or `reward(trajectory, toolbox)`, plain or async; the toolbox is still open, and has every tool of the
+servers, those that the policy is not offered too."""
 
 Solution: TypeAlias = Callable[[Scenario], "tuple[Sequence[ToolCall | Sequence[ToolCall]], str]"]
 """The reference solution of a scenario: calls in order, one a turn (or a sequence of them, made together in one turn), and
@@ -38,7 +39,8 @@ class Environment:
     """What to attempt and what counts as good.
 
     `servers`: names from config.json, a `mcpServers` entry (a mapping), or "file.py:server" for an in-process one.
-    `scenarios(split)`: the scenarios of each of `splits`, in a fixed order. `tools`: the names to offer (None: all).
+    `scenarios(split)`: the scenarios of each of `splits`, in a fixed order. `tools`: the names to offer to the policy (None:
+    all); rewards may call the others too.
     The reward of a trajectory is the sum of all `rewards`; it counts as solved when the one named `solved_by` (default:
     the first) gives 1. Raises EnvironmentLoadError without rewards, where `solved_by` is none of them, and for a name where
     a list of names belongs.
@@ -85,7 +87,7 @@ class Environment:
         parts: dict[str, float] = {}
         for name, reward in self.rewards.items():
             with own_code(RewardError, f"reward {name!r}"):
-                value = reward(trajectory, toolbox) if takes_toolbox(reward) else reward(trajectory)
+                value = reward(trajectory, toolbox.unrestricted) if takes_toolbox(reward) else reward(trajectory)
                 parts[name] = float(await value if inspect.isawaitable(value) else value)
             if not math.isfinite(parts[name]):
                 raise RewardError(f"reward {name!r} gave {parts[name]}")

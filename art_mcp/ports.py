@@ -120,6 +120,12 @@ class Toolbox(Protocol):
         """Makes a call. A tool's own error is a result; a dead or silent server raises ToolServerError."""
         ...
 
+    @property
+    def unrestricted(self) -> Toolbox:
+        """The same servers with every tool that they have, for the environment's own code: a call of one that none of them has
+        raises LookupError."""
+        ...
+
 
 class Progress(Protocol):
     """Told of rollouts as they happen."""

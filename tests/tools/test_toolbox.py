@@ -159,6 +159,16 @@ async def test_only_restricts_and_orders_the_offered_tools():
         assert (await toolbox.call(ToolCall("two", {}))).is_error
 
 
+async def test_tools_that_are_not_offered_can_be_called_without_the_restriction_and_those_that_no_server_has_raise(odd):
+    async with open_tools([odd, server_with("a", "add")], only=["refuse"]) as toolbox:
+        assert [tool.name for tool in toolbox.tools] == ["refuse"]
+        assert (await text_of(toolbox, "odd_add", a=2, b=3)).startswith("unknown tool 'odd_add'; there are: ")
+        assert await text_of(toolbox.unrestricted, "odd_add", a=2, b=3) == "5"
+        assert {"refuse", "pause", "odd_add", "a_add"} <= {tool.name for tool in toolbox.unrestricted.tools}
+        with pytest.raises(LookupError, match=r"no server has a tool 'odd_ad'; did you mean 'odd_add'\? there are: .*a_add"):
+            await toolbox.unrestricted.call(ToolCall("odd_ad", {}))
+
+
 async def test_an_unknown_name_in_only_is_a_config_error_that_lists_the_names():
     with pytest.raises(ConfigError, match="no tool 'tow'; did you mean 'two'\\? there are: one, two"):
         async with open_tools([server_with("a", "one", "two")], only=["tow"]):
