@@ -49,10 +49,22 @@ class McpToolbox:
         return await self.unrestricted.call(call)
 
     def last_error(self, name: str) -> str:
-        """What the server of the tool `name` wrote when it last answered with an error, and may keep from its clients; "" if
-        nothing, or where it is none of ours."""
-        route = self._routes.get(name)
-        return "" if route is None else route[0].last_error()
+        """As `Toolbox` has it; "" also where the tool is none of ours."""
+        return self.unrestricted.last_error(name)
+
+    @property
+    def lost(self) -> bool:
+        """Whether one of the servers is known to be gone."""
+        return any(link.failure is not None for link, _ in self.unrestricted.routes.values())
+
+    @property
+    def separate(self) -> bool:
+        return False
+
+    @asynccontextmanager
+    async def lend(self) -> AsyncGenerator[McpToolbox]:
+        """Itself: all rollouts share it."""
+        yield self
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +85,10 @@ class AllTools:
             raise LookupError(f"no server has a tool {call.name!r}; {suggest(call.name, self.routes)}")
         link, name = self.routes[call.name]
         return await link.call(name, call.arguments, limit=self.text_limit)
+
+    def last_error(self, name: str) -> str:
+        route = self.routes.get(name)
+        return "" if route is None else route[0].last_error()
 
 
 @asynccontextmanager
