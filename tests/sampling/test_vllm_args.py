@@ -55,7 +55,9 @@ def test_the_doors_through_which_weights_are_replaced_are_open_for_full_weights_
 
 
 @pytest.mark.parametrize(("given", "gpu", "threads"), [(None, True, "1"), ("8", True, "8"), (None, False, None)])
-def test_an_engine_on_a_gpu_has_one_cpu_thread_unless_the_environment_says_otherwise(given, gpu, threads, tmp_path, monkeypatch):
+def test_an_engine_on_a_gpu_has_one_cpu_thread_unless_the_environment_says_otherwise(
+    given, gpu, threads, tmp_path, monkeypatch
+):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if given is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", given)
