@@ -8,6 +8,7 @@ from art_mcp import Environment, Scenario, Toolbox, ToolCall, Trajectory
 
 SHELF = ("apples", "bananas", "carrots", "eggs", "lemons", "pears")
 SIZES = {"train": 2000, "test": 200}
+WANTED = {"train": (2, 3, 5, 6, 8, 9), "test": (4, 7)}
 
 
 def scenarios(split: str) -> Sequence[Scenario]:
@@ -19,7 +20,7 @@ def errand(split: str, number: int) -> Scenario:
     random = Random(f"{split}-{number}")
     level = 1 + number % 2
     new, old = random.sample(SHELF, 2)
-    wanted, there, less = random.randint(2, 9), random.randint(3, 9), random.randint(1, 3)
+    wanted, there, less = random.choice(WANTED[split]), random.randint(3, 9), random.randint(1, 3)
     prompt = f"Put {wanted} {new} into my cart."
     after = {old: there, new: wanted}
     if level == 2:

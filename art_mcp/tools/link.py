@@ -106,6 +106,11 @@ class Link:
             self.blamed = (before, log.size())
         return read_result(result, limit=limit)
 
+    def is_lost(self) -> bool:
+        """Whether it is known to be gone, also where no call has met that yet."""
+        connection = self.connection
+        return self.failure is not None or connection is None or connection.endpoint.log.status() is not None
+
     def last_error(self) -> str:
         """What the server wrote while it last answered a call with an error, as far as that names one; "" if nothing."""
         return "" if self.connection is None else self.connection.endpoint.error_within(*self.blamed)

@@ -55,7 +55,7 @@ class McpToolbox:
     @property
     def lost(self) -> bool:
         """Whether one of the servers is known to be gone."""
-        return any(link.failure is not None for link, _ in self.unrestricted.routes.values())
+        return any(link.is_lost() for link, _ in self.unrestricted.routes.values())
 
     @property
     def separate(self) -> bool:
