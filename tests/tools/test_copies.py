@@ -179,6 +179,36 @@ async def test_copies_of_a_server_behind_a_url_are_sessions_of_their_own_there()
             assert await pid_of(first) == await pid_of(second)
 
 
+NOTES = """
+from pathlib import Path
+from mcp.server import MCPServer
+
+server = MCPServer("notes", log_level="CRITICAL")
+
+
+@server.tool()
+async def note(text: str) -> str:
+    with Path("notes.txt").open("a") as notes:
+        notes.write(text)
+    return Path("notes.txt").read_text()
+
+
+server.run()
+"""
+
+
+@pytest.mark.parametrize(("start", "later"), [("", "onetwo"), ("cd $(mktemp -d -p .) && ", "two")])
+async def test_files_are_shared_by_copies_unless_each_is_started_in_a_folder_of_its_own(tmp_path, start, later):
+    (tmp_path / "notes.py").write_text(NOTES)
+    script = f'{start}exec "{sys.executable}" "{tmp_path}/notes.py"'
+    entry = {"name": "notes", "command": "sh", "args": ["-c", script], "cwd": str(tmp_path)}
+    async with open_servers(place(entry, copies=1)) as servers:
+        async with servers.lend() as toolbox:
+            assert await text_of(toolbox, "note", text="one") == "one"
+        async with servers.lend() as toolbox:
+            assert await text_of(toolbox, "note", text="two") == later
+
+
 LENDING = """
 import anyio, sys
 from art_mcp import Environment, Scenario, open_servers
