@@ -1,6 +1,7 @@
 """art_mcp: MCP tool-use environments and the local training of models that use them.
 
-What a training script needs is exported here; `LocalBackend` and `open_tools` load torch and mcp only when they are named.
+What a training script needs is exported here; `LocalBackend`, `open_servers` and `open_tools` load torch and mcp only when they
+are named.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from art_mcp.agent.group import gather_trajectory_groups
 from art_mcp.agent.rollout import rollout
 from art_mcp.environment import Environment, load_environment
 from art_mcp.model import Model, ModelConfig, TrainableModel
+from art_mcp.ports import Toolbox
 from art_mcp.types import (
     Limits,
     LoraSpec,
@@ -27,7 +29,7 @@ from art_mcp.types import (
 
 if TYPE_CHECKING:
     from art_mcp.local.backend import LocalBackend
-    from art_mcp.tools import open_tools
+    from art_mcp.tools import open_servers, open_tools
 
 __all__ = [
     "Environment",
@@ -41,6 +43,7 @@ __all__ = [
     "Scenario",
     "ScoredTrajectory",
     "ToolCall",
+    "Toolbox",
     "TrainConfig",
     "TrainableModel",
     "Trajectory",
@@ -48,11 +51,12 @@ __all__ = [
     "evaluate",
     "gather_trajectory_groups",
     "load_environment",
+    "open_servers",
     "open_tools",
     "rollout",
 ]
 
-LAZY = {"LocalBackend": "art_mcp.local.backend", "open_tools": "art_mcp.tools"}
+LAZY = {"LocalBackend": "art_mcp.local.backend", "open_servers": "art_mcp.tools", "open_tools": "art_mcp.tools"}
 
 
 def __getattr__(name: str) -> Any:

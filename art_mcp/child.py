@@ -1,7 +1,7 @@
 """How every child process is started, so that none outlives us; what the children do is not here.
 
-Run by path as a script, this file is the launcher: `python -I -S child.py PARENT_PID COMMAND ARG…`. It needs nothing but the
-standard library, and `-I` keeps this folder, whose types.py would shadow the standard one, off sys.path.
+Run by path as a script, this file is the launcher: `python -I -S child.py PARENT_PID [--tell] COMMAND ARG…`. It needs nothing
+but the standard library, and `-I` keeps this folder, whose types.py would shadow the standard one, off sys.path.
 
     parent ──► launcher ──► command      in the process group that the guard leads
                    └──────► guard        reads a pipe whose only writer is the launcher
@@ -36,11 +36,14 @@ FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 GRACE_SECONDS = 2.0
 POLL_SECONDS = 0.5
 CANNOT_START = 127
+TELL, TOLD = "--tell", "\x01ended "
 
 
-def launch_command(command: str, args: Sequence[str] = ()) -> tuple[str, list[str]]:
-    """The command and arguments that start `command args…` under the launcher, as a child of this very process."""
-    return sys.executable, ["-I", "-S", os.path.abspath(__file__), str(os.getpid()), command, *args]
+def launch_command(command: str, args: Sequence[str] = (), *, tell: bool = False) -> tuple[str, list[str]]:
+    """The command and arguments that start `command args…` under the launcher, as a child of this very process. With `tell`,
+    the last line on stderr says how the command ended: TOLD and a status as `os.waitpid` gives it."""
+    telling = [TELL] if tell else []
+    return sys.executable, ["-I", "-S", os.path.abspath(__file__), str(os.getpid()), *telling, command, *args]
 
 
 @asynccontextmanager
@@ -83,6 +86,15 @@ async def end_child(process: Process, grace: float) -> None:
 
 def main(parent: int, argv: list[str]) -> int:
     """The launcher: runs `argv` until it or `parent` ends. Returns a status as `os.waitpid` gives it."""
+    telling = os.dup(2) if argv[0] == TELL else None
+    status = launch(parent, argv if telling is None else argv[1:])
+    if telling is not None:
+        with suppress(OSError):  # a full disk; then nobody learns how it ended
+            os.write(telling, f"\n{TOLD}{status}\n".encode())
+    return status
+
+
+def launch(parent: int, argv: list[str]) -> int:
     unmasked = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
     guard = start_guard()
     signals = catch_signals()

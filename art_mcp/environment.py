@@ -18,16 +18,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias
 
-from art_mcp.errors import ArtMcpError, EnvironmentLoadError, RewardError, boundary, describe
+from art_mcp.errors import ArtMcpError, EnvironmentLoadError, ResetError, RewardError, boundary, describe, explained
 from art_mcp.ports import Toolbox
-from art_mcp.types import Limits, Scenario, ScoredTrajectory, ToolCall, Trajectory
+from art_mcp.types import Limits, Scenario, ScoredTrajectory, Tool, ToolCall, ToolResult, Trajectory
 
 Reward: TypeAlias = Callable[..., float | Awaitable[float]]
-"""`reward(trajectory)` or `reward(trajectory, toolbox)`, plain or async; the toolbox is still open."""
+"""`reward(trajectory)` or `reward(trajectory, toolbox)`, plain or async; the toolbox is still open, and has every tool of the
+servers, those that the policy is not offered too."""
 
 Solution: TypeAlias = Callable[[Scenario], "tuple[Sequence[ToolCall | Sequence[ToolCall]], str]"]
 """The reference solution of a scenario: calls in order, one a turn (or a sequence of them, made together in one turn), and
 the final answer. Checks and warm starts use it."""
+
+Reset: TypeAlias = Callable[[Scenario, Toolbox], "Awaitable[None] | None"]
+"""`reset(scenario, toolbox)`, plain or async, brings servers that another rollout had before to where this one begins. The
+toolbox has every tool of the servers, and what a tool answers with an error is an error here."""
 
 NOT_THEIRS = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), os.path.dirname(__file__), "<frozen")
 """Where a failure of an environment's own code is not to be looked for."""
@@ -38,10 +43,13 @@ class Environment:
     """What to attempt and what counts as good.
 
     `servers`: names from config.json, a `mcpServers` entry (a mapping), or "file.py:server" for an in-process one.
-    `scenarios(split)`: the scenarios of each of `splits`, in a fixed order. `tools`: the names to offer (None: all).
+    `scenarios(split)`: the scenarios of each of `splits`, in a fixed order. `tools`: the names to offer to the policy (None:
+    all); rewards may call the others too. `copies`: 0, and all rollouts share one set of servers; or how many sets there are
+    at most, of which each rollout in flight has one for itself, in processes of its own, started anew for it unless there is
+    a `reset`, which brings back one that another rollout had.
     The reward of a trajectory is the sum of all `rewards`; it counts as solved when the one named `solved_by` (default:
-    the first) gives 1. Raises EnvironmentLoadError without rewards, where `solved_by` is none of them, and for a name where
-    a list of names belongs.
+    the first) gives 1. Raises EnvironmentLoadError without rewards, where `solved_by` is none of them, for a `reset` without
+    `copies`, and for a name where a list of names belongs.
     """
 
     servers: Sequence[str | Mapping[str, Any]]
@@ -53,6 +61,8 @@ class Environment:
     splits: Sequence[str] = ("train", "test")
     solution: Solution | None = None
     solved_by: str = ""
+    copies: int = 0
+    reset: Reset | None = None
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -63,6 +73,11 @@ class Environment:
             raise EnvironmentLoadError('an environment needs a reward, such as rewards={"correct": correct}')
         if self.solved_by and self.solved_by not in self.rewards:
             raise EnvironmentLoadError(f"solved_by is {self.solved_by!r}, but the rewards are {', '.join(self.rewards)}")
+
+        if self.copies < 0 or isinstance(self.copies, bool):
+            raise EnvironmentLoadError(f"copies is how many sets of servers there are at most, such as 8, not {self.copies}")
+        if self.reset is not None and not self.copies:
+            raise EnvironmentLoadError("reset is for servers that one rollout has for itself: say how many, such as copies=8")
 
     def split(self, name: str) -> Sequence[Scenario]:
         """The scenarios of one split. Raises EnvironmentLoadError where there is none of this name, or nothing in it, or two
@@ -79,13 +94,27 @@ class Environment:
             raise EnvironmentLoadError(f"{count} scenarios of {self.name!r} have the id {twice!r}: give each its own")
         return found
 
+    async def bring_back(self, scenario: Scenario, toolbox: Toolbox) -> None:
+        """Resets the servers for a rollout of `scenario`, where they need it. Raises ResetError, with what to do, when the
+        environment's `reset` raises or a tool that it calls answers with an error."""
+        if self.reset is None:
+            return
+        try:
+            with own_code(ResetError, f"the reset before scenario {scenario.id!r}"):
+                done = self.reset(scenario, Obeyed(toolbox.unrestricted))
+                if inspect.isawaitable(done):
+                    await done
+        except ResetError as error:
+            remedy = "mend `reset`, or leave it out of the environment: then servers are started anew for each rollout"
+            raise ResetError(f"{error}; {remedy}") from error.__cause__
+
     async def score(self, trajectory: Trajectory, toolbox: Toolbox) -> ScoredTrajectory:
         """The trajectory with the sum of all rewards and each part by name. Raises RewardError when one of them raises, or
         gives what is no finite number."""
         parts: dict[str, float] = {}
         for name, reward in self.rewards.items():
             with own_code(RewardError, f"reward {name!r}"):
-                value = reward(trajectory, toolbox) if takes_toolbox(reward) else reward(trajectory)
+                value = reward(trajectory, toolbox.unrestricted) if takes_toolbox(reward) else reward(trajectory)
                 parts[name] = float(await value if inspect.isawaitable(value) else value)
             if not math.isfinite(parts[name]):
                 raise RewardError(f"reward {name!r} gave {parts[name]}")
@@ -94,6 +123,30 @@ class Environment:
     def solved(self, scored: ScoredTrajectory) -> bool:
         """Whether the reward that tells success gave 1 (or more)."""
         return scored.parts.get(self.solved_by or next(iter(self.rewards)), 0.0) >= 1 - 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Obeyed:
+    """A toolbox for code that asks its tools for nothing they may refuse: what one answers with an error raises."""
+
+    toolbox: Toolbox
+
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        return self.toolbox.tools
+
+    @property
+    def unrestricted(self) -> Obeyed:
+        return self
+
+    async def call(self, call: ToolCall) -> ToolResult:
+        result = await self.toolbox.call(call)
+        if result.is_error:
+            raise ValueError(explained(f"{call.name} answers with an error: {result.text}", self.last_error(call.name)))
+        return result
+
+    def last_error(self, name: str) -> str:
+        return self.toolbox.last_error(name)
 
 
 def takes_toolbox(reward: Reward) -> bool:

@@ -59,6 +59,10 @@ class RewardError(RolloutError):
     """A reward function raised."""
 
 
+class ResetError(RolloutError):
+    """An environment's `reset` did not bring a rollout's servers to where its scenario begins."""
+
+
 def sole_cause(error: BaseException) -> BaseException:
     """The one exception inside nested groups of one, or the first where all members are the world's failures (several
     calls lost the same server); the error itself where it is not such a group."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Protocol
 
 from art_mcp.types import (
@@ -118,6 +118,33 @@ class Toolbox(Protocol):
 
     async def call(self, call: ToolCall) -> ToolResult:
         """Makes a call. A tool's own error is a result; a dead or silent server raises ToolServerError."""
+        ...
+
+    @property
+    def unrestricted(self) -> Toolbox:
+        """The same servers with every tool that they have, for the environment's own code: a call of one that none of them has
+        raises LookupError."""
+        ...
+
+    def last_error(self, name: str) -> str:
+        """What the server of the tool `name` wrote when it last answered with an error, and may keep from its clients; "" if
+        nothing."""
+        ...
+
+
+class Toolboxes(Protocol):
+    """What rollouts are played on: one toolbox for all of them, or `separate` ones."""
+
+    @property
+    def tools(self) -> tuple[Tool, ...]: ...
+
+    @property
+    def separate(self) -> bool:
+        """Whether a toolbox is lent to one rollout at a time."""
+        ...
+
+    def lend(self) -> AbstractAsyncContextManager[Toolbox]:
+        """A toolbox for one rollout. Waits until there is one; raises ToolServerError where its servers do not start."""
         ...
 
 

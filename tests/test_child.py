@@ -38,6 +38,15 @@ def test_the_launcher_ends_as_its_command_did(script, status):
     assert launched("sh", "-c", script).returncode == status
 
 
+@pytest.mark.parametrize(("script", "status"), [("exit 7", 7), ("echo words >&2; kill -KILL $$", -9), ("no-such-command", 127)])
+def test_the_launcher_tells_how_its_command_ended_where_it_is_asked_to(script, status):
+    command, args = launch_command("sh", ["-c", script], tell=True)
+    result = subprocess.run([command, *args], capture_output=True, text=True, start_new_session=True, check=False)
+    assert result.returncode == status
+    *_, last = result.stderr.splitlines()
+    assert os.waitstatus_to_exitcode(int(last.removeprefix("\x01ended "))) == status
+
+
 def test_streams_arrive_byte_by_byte_as_they_are():
     data = bytes(range(256)) * 4096
     result = launched("sh", "-c", "cat; echo done >&2", input=data)

@@ -8,6 +8,7 @@ import pytest
 
 from art_mcp.environment import Environment, load_environment, takes_toolbox
 from art_mcp.errors import EnvironmentLoadError, RewardError, ToolServerError
+from art_mcp.tools.toolbox import AllTools
 from art_mcp.types import Scenario, StopReason, Trajectory
 
 SMALLEST = """
@@ -20,7 +21,7 @@ environment = Environment(
 )
 """
 PLAYED = Trajectory(Scenario("s", "", facts={"answer": "5"}), "r", (), (), StopReason.ANSWERED)
-TOOLBOX = object()
+TOOLBOX = AllTools((), {}, 0)
 
 
 def make(**fields):

@@ -6,11 +6,12 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from art_mcp.agent.lending import toolbox_for
 from art_mcp.agent.rollout import rollout
-from art_mcp.agent.verdict import EMPTY, REFERENCE, Verdict, Why, blame, judge
+from art_mcp.agent.verdict import EMPTY, REFERENCE, Verdict, blame, judge
 from art_mcp.environment import Environment, own_code
 from art_mcp.errors import EnvironmentLoadError, RewardError
-from art_mcp.ports import Dialect, Sampler, Toolbox
+from art_mcp.ports import Dialect, Sampler, Toolbox, Toolboxes
 from art_mcp.types import Message, Scenario, ScoredTrajectory, Tool, ToolCall
 
 Script = Callable[[Scenario, Sequence[Tool]], list[Message]]
@@ -89,16 +90,15 @@ async def check_environment(
     environment: Environment,
     *,
     dialect: Dialect,
-    toolbox: Toolbox,
+    toolbox: Toolboxes,
     play: Play,
     split: str = "train",
     n: int = 20,
-    why: Why = lambda tool: "",
 ) -> Verdict:
     """Plays the reference solution and the lazy policies in the first `n` scenarios of `split`, over the real tool servers.
-    `why` is asked about the solution's calls that are answered with an error. Where it solves nothing, nothing is compared with
-    it. Who calls no tool plays before it, when the servers are as they started; an empty turn is also played right after each
-    scenario's solution, and after all of them: what one rollout does should not be counted for another.
+    Where that solves nothing, nothing is compared with it. Who calls no tool plays before it, when the servers are as they
+    started; an empty turn is also played right after each scenario's solution, and after all of them: what one rollout does
+    should not be counted for another.
 
     Raises EnvironmentLoadError where there is no reference solution or it fails, and RewardError, naming who played what,
     where a reward fails.
@@ -106,20 +106,24 @@ async def check_environment(
     scenarios = environment.split(split)[:n]
     scripts = {REFERENCE: reference(environment), **LAZY}
 
+    reasons: list[str] = []
+
     async def go(name: str, scenario: Scenario) -> ScoredTrajectory:
         script = scripts[name]
-        try:
-            return await play_script(script, scenario, environment=environment, dialect=dialect, toolbox=toolbox, play=play)
-        except RewardError as error:
-            raise RewardError(f"{error}; {name} was playing scenario {scenario.id!r}") from error
+        async with toolbox_for(scenario, environment=environment, toolbox=toolbox) as lent:
+            try:
+                scored = await play_script(script, scenario, environment=environment, dialect=dialect, toolbox=lent, play=play)
+            except RewardError as error:
+                raise RewardError(f"{error}; {name} was playing scenario {scenario.id!r}") from error
+            if name == REFERENCE:
+                reasons.append(blame(scored, lent.last_error))  # before another rollout makes it write something else
+        return scored
 
     before = {name: [await go(name, scenario) for scenario in scenarios] for name in LAZY if name != BUSY}
     played: dict[str, list[ScoredTrajectory]] = {REFERENCE: []}
     after: list[ScoredTrajectory] = []
-    reasons: list[str] = []
     for scenario in scenarios:
         played[REFERENCE].append(await go(REFERENCE, scenario))
-        reasons.append(blame(played[REFERENCE][-1], why))  # before another scenario makes it write something else
         after.append(await go(EMPTY, scenario))
     if any(environment.solved(one) for one in played[REFERENCE]):
         played |= before

@@ -12,11 +12,12 @@ import anyio
 
 from art_mcp.agent.check import answer, calling, calls_of
 from art_mcp.agent.group import first_failure
+from art_mcp.agent.lending import toolbox_for
 from art_mcp.agent.rollout import answers, make_calls, name_rollout, opening_of
 from art_mcp.core.samples import demonstration
 from art_mcp.environment import Environment, own_code
 from art_mcp.errors import ConfigError, EnvironmentLoadError, TrainError, boundary
-from art_mcp.ports import Dialect, Toolbox
+from art_mcp.ports import Dialect, Toolbox, Toolboxes
 from art_mcp.types import (
     Malformed,
     Message,
@@ -70,7 +71,7 @@ def refuse_malformed(reply: Message, calls: Sequence[ToolCall | Malformed]) -> N
 
 
 async def show_solutions(
-    scenarios: Sequence[Scenario], *, environment: Environment, toolbox: Toolbox, concurrency: int = 64
+    scenarios: Sequence[Scenario], *, environment: Environment, toolbox: Toolboxes, concurrency: int = 64
 ) -> list[Demonstration]:
     """The environment's own solutions of `scenarios`, played over the real tool servers; those that do not solve theirs are
     left out.
@@ -97,9 +98,14 @@ async def show_solutions(
     return kept
 
 
-async def show_solution(scenario: Scenario, *, environment: Environment, toolbox: Toolbox) -> Demonstration | None:
+async def show_solution(scenario: Scenario, *, environment: Environment, toolbox: Toolboxes) -> Demonstration | None:
     """The reference solution with the real results of its calls, one call a turn, or several where the solution puts them
     together; None where it does not solve the scenario."""
+    async with toolbox_for(scenario, environment=environment, toolbox=toolbox) as lent:
+        return await show_with(lent, scenario, environment=environment)
+
+
+async def show_with(toolbox: Toolbox, scenario: Scenario, *, environment: Environment) -> Demonstration | None:
     if environment.solution is None:
         raise EnvironmentLoadError(
             f"environment {environment.name!r} has no `solution` to demonstrate: give it one, or bring demonstrations in a file"

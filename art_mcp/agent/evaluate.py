@@ -14,7 +14,7 @@ from art_mcp.agent.trace import traced
 from art_mcp.environment import Environment
 from art_mcp.errors import RolloutError
 from art_mcp.model import Model
-from art_mcp.ports import Progress, Toolbox, Tracer
+from art_mcp.ports import Progress, Toolboxes, Tracer
 from art_mcp.types import FailedRollout, Malformed, Scenario, ScoredTrajectory, Usage
 
 Z95 = 1.959964
@@ -56,7 +56,7 @@ async def evaluate(
     model: Model[Any],
     environment: Environment,
     *,
-    toolbox: Toolbox,
+    toolbox: Toolboxes,
     split: str = "test",
     n: int = 1000,
     temperature: float = 0.0,

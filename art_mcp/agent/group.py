@@ -12,13 +12,14 @@ import anyio
 
 from art_mcp.agent.clock import Clocks
 from art_mcp.agent.converse import converse
+from art_mcp.agent.lending import toolbox_for
 from art_mcp.agent.places import Places, places_of
 from art_mcp.agent.rollout import name_rollout, rollout
 from art_mcp.agent.trace import outcome_of, rewards_of, traced
 from art_mcp.environment import Environment
 from art_mcp.errors import RolloutError, members_of
 from art_mcp.model import Model, TrainableModel
-from art_mcp.ports import Chat, Progress, Toolbox, Tracer
+from art_mcp.ports import Chat, Progress, Toolbox, Toolboxes, Tracer
 from art_mcp.types import (
     FailedRollout,
     Message,
@@ -67,7 +68,7 @@ class Play:
     model: Model[Any]
     chat: Chat | None
     environment: Environment
-    toolbox: Toolbox
+    toolbox: Toolboxes
     temperature: float
     key: tuple[int, int]
     tracer: Tracer | None = None
@@ -86,17 +87,18 @@ class Play:
         """One rollout, scored. Raises RolloutError when the world breaks it."""
         name = name_rollout(self.key, scenario, number)
         with traced(self.tracer, "rollout", id=name, prompt=scenario.prompt) as tell:
-            trajectory = await self.play(scenario, number, chat=chat)
-            with traced(self.tracer, "reward", answer=trajectory.answer) as tell_reward:
-                scored = await self.environment.score(trajectory, self.toolbox)
-                tell_reward({"reward": scored.reward, "parts": dict(scored.parts)})
+            async with toolbox_for(scenario, environment=self.environment, toolbox=self.toolbox) as toolbox:
+                trajectory = await self.play(scenario, number, chat=chat, toolbox=toolbox)
+                with traced(self.tracer, "reward", answer=trajectory.answer) as tell_reward:
+                    scored = await self.environment.score(trajectory, toolbox)
+                    tell_reward({"reward": scored.reward, "parts": dict(scored.parts)})
             tell(outcome_of(scored))
         return scored
 
-    async def play(self, scenario: Scenario, number: int, *, chat: Chat | None) -> Trajectory:
+    async def play(self, scenario: Scenario, number: int, *, chat: Chat | None, toolbox: Toolbox) -> Trajectory:
         """One rollout: over `chat` where there is one, else with the model's own tokens."""
         shared: dict[str, Any] = {
-            "toolbox": self.toolbox,
+            "toolbox": toolbox,
             "system": self.environment.system,
             "limits": self.environment.limits,
             "temperature": self.temperature,
@@ -127,7 +129,7 @@ async def gather_trajectory_groups(
     *,
     model: Model[Any],
     environment: Environment,
-    toolbox: Toolbox,
+    toolbox: Toolboxes,
     rollouts: int = 8,
     concurrency: int | Places = 128,
     temperature: float = 1.0,

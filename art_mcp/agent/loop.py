@@ -23,7 +23,7 @@ from art_mcp.agent.places import Places, places_of
 from art_mcp.environment import Environment
 from art_mcp.errors import TrainError
 from art_mcp.model import TrainableModel
-from art_mcp.ports import Progress, Recorder, Toolbox
+from art_mcp.ports import Progress, Recorder, Toolboxes
 from art_mcp.types import Scenario, TrainConfig, TrajectoryGroup
 
 Item = TypeVar("Item")
@@ -66,7 +66,7 @@ async def train_loop(
     model: TrainableModel[Any],
     environment: Environment,
     *,
-    toolbox: Toolbox,
+    toolbox: Toolboxes,
     plan: Plan,
     config: TrainConfig,
     recorder: Recorder,

@@ -18,10 +18,10 @@ Why = Callable[[str], str]
 
 REFERENCE, EMPTY = "reference solution", "empty turn"
 NOTHING_TO_COMPARE = "whether lazy policies score less than the reference solution, since it solves none of the scenarios"
-REMEDY = (
-    "let the reward depend on this rollout's own calls (trajectory.uses), and give each scenario an id that its calls carry; "
-    "the README has more under Servers with state"
+OWN_CALLS = (
+    "let the reward depend on this rollout's own calls (trajectory.uses), and give each scenario an id that its calls carry"
 )
+README = "the README has more under Servers with state"
 NAMED, LENGTH = 3, 400
 """How many failed calls one line names, and how many characters of each error and its call are shown."""
 
@@ -78,7 +78,7 @@ def judge(
     ]
     warnings = (
         *gifts(before, environment=environment),
-        *leaks(before, after, played.get(EMPTY, after)),
+        *leaks(before, after, played.get(EMPTY, after), environment=environment),
         *tolerated(reference, reasons, environment=environment),
     )
     return Verdict(rewards, solved, tuple(failures), unchecked, warnings, example)
@@ -91,12 +91,16 @@ def gifts(before: Sequence[ScoredTrajectory], *, environment: Environment) -> li
         return []
     return [
         f"an empty turn, which calls no tool and answers nothing, already scores {given[0].reward:.3f}{place_of(given[0])} "
-        f"({share(given, before)}): {REMEDY}"
+        f"({share(given, before)}): {OWN_CALLS}; {README}"
     ]
 
 
 def leaks(
-    before: Sequence[ScoredTrajectory], after: Sequence[ScoredTrajectory], at_last: Sequence[ScoredTrajectory]
+    before: Sequence[ScoredTrajectory],
+    after: Sequence[ScoredTrajectory],
+    at_last: Sequence[ScoredTrajectory],
+    *,
+    environment: Environment,
 ) -> list[str]:
     """Where what one rollout does is counted for another: an empty turn does not score what it did before."""
     for later, when in ((after, "after its reference solution was played"), (at_last, "after the other scenarios were played")):
@@ -105,9 +109,18 @@ def leaks(
             old, new = changed[0]
             return [
                 f"state leaks from one rollout into another: an empty turn{place_of(old)} scores {new.reward:.3f} {when}, "
-                f"{old.reward:.3f} before ({share(changed, before)}): {REMEDY}"
+                f"{old.reward:.3f} before ({share(changed, before)}): {remedy_for(environment)}; {README}"
             ]
     return []
+
+
+def remedy_for(environment: Environment) -> str:
+    """How rollouts get to be alone with their servers, or stay so."""
+    if not environment.copies:
+        return f"give each rollout servers of its own, by Environment(copies=8), or {OWN_CALLS}"
+    if environment.reset is not None:
+        return "though each rollout has servers of its own, `reset` does not bring back all that the one before it left there"
+    return "though each rollout has servers of its own, they keep something outside: in a file, a database or behind a url"
 
 
 def share(some: Sequence[object], among: Sequence[object]) -> str:

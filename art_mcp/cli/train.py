@@ -140,10 +140,11 @@ def show(report: dict[str, Any], *, json: bool) -> None:
     intervals; and for programs, where they want it."""
     o.write(f"{report['run']}: {report['steps']} steps in {report['train_seconds']:.0f} s")
     warm: dict[str, Any] = report.get("warm_start", {})
-    taught = warm.get("after") if report["steps"] > warm.get("steps", 0) else None
-    columns = ": before -> after the warm start -> after training" if taught else ""
+    rewarded = bool(warm) and report["steps"] > warm["steps"]
+    columns = ": before -> after the warm start -> after training" if rewarded else ""
     for decoding, after in report["after"].items():
-        measured = [report["before"].get(decoding), *([taught[decoding]] if taught else []), after]
+        taught = [warm.get("after", {}).get(decoding)] if rewarded else []
+        measured = [report["before"].get(decoding), *taught, after]
         o.write(f"solved on held-out scenarios, {decoding}, 95 % interval{columns}")
         for level in ("all", *after["by_level"]):
             figures = [one if one is None or level == "all" else one["by_level"].get(level) for one in measured]
@@ -154,6 +155,6 @@ def show(report: dict[str, Any], *, json: bool) -> None:
 
 def share(figures: dict[str, Any] | None) -> str:
     if figures is None:
-        return "not measured"
+        return "-"
     low, high = figures["ci95"]
     return f"{figures['solved']:.3f} [{low:.3f}, {high:.3f}]"

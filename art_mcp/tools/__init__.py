@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 from art_mcp.tools.config import load_config
 
 if TYPE_CHECKING:
+    from art_mcp.tools.copies import open_servers
     from art_mcp.tools.toolbox import McpToolbox, open_tools
 
-__all__ = ["McpToolbox", "load_config", "open_tools"]
+__all__ = ["McpToolbox", "load_config", "open_servers", "open_tools"]
+LAZY = {"McpToolbox": "toolbox", "open_servers": "copies", "open_tools": "toolbox"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(import_module("art_mcp.tools.toolbox"), name)
+    if name in LAZY:
+        return getattr(import_module(f"art_mcp.tools.{LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

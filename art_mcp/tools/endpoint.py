@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import tempfile
 from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager
@@ -22,7 +23,7 @@ from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.types import CONNECTION_CLOSED, INTERNAL_ERROR, METHOD_NOT_FOUND
 
-from art_mcp.child import launch_command
+from art_mcp.child import TOLD, launch_command
 from art_mcp.core.address import without_login
 from art_mcp.errors import ArtMcpError, ToolServerError, boundary, describe, sole_cause
 from art_mcp.tools.config import resolve
@@ -48,7 +49,9 @@ FAILURES = (
 """What the SDK and its HTTP client raise when the other side, or its address, is the problem."""
 
 HTTP_SECONDS = 30.0
+STATUS_SECONDS = 1.0
 LAST_LINES = 3
+BOX = " \t\r│╭╮╰╯─❱"
 LOG_BYTES, TAIL_BYTES = 1 << 20, 1 << 14
 ERROR = re.compile(r"(?:Uncaught )?[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Timeout|Exit)\b: \S")
 WRAPPED = "UnexpectedToolError"
@@ -63,9 +66,26 @@ class Log:
     file: TextIO
 
     def last_lines(self) -> str:
-        """The last few lines with a word in them, as one; those that only underline others say nothing."""
-        lines = self.tail(0, self.size()).splitlines()
-        return " / ".join([line.strip() for line in lines if re.search(r"\w", line)][-LAST_LINES:])
+        """The last few lines with a word in them, as one. Lines that only underline others say nothing, and of those that a
+        traceback draws in a box, its error says it."""
+        told: list[str] = []
+        for line in self.tail(0, self.size()).split("\n"):
+            plain = line.strip(BOX)
+            if re.search(r"\w", plain) and not line.startswith(TOLD) and (plain == line.strip() or ERROR.match(plain)):
+                told.append(plain)
+        return " / ".join(told[-LAST_LINES:])
+
+    def status(self) -> int | None:
+        """How the server's process ended, as its launcher tells it: an exit code, or the number of a signal, negative."""
+        *_, line = ("", *self.tail(0, self.size()).rstrip("\n").split("\n"))
+        return os.waitstatus_to_exitcode(int(line.removeprefix(TOLD))) if line.startswith(TOLD) else None
+
+    async def status_told(self) -> None:
+        """Waits until the launcher has told how the server ended, which follows the end of its streams; not for long, because
+        one that only closed them goes on."""
+        with anyio.move_on_after(STATUS_SECONDS):
+            while self.status() is None:  # noqa: ASYNC110 (what is awaited is a line in a file)
+                await anyio.sleep(STATUS_SECONDS / 100)
 
     def size(self) -> int:
         return os.fstat(self.file.fileno()).st_size
@@ -131,7 +151,7 @@ class Endpoint:
         match spec.transport:
             case "stdio":
                 self.find_command()
-                command, args = launch_command(spec.command, spec.args)
+                command, args = launch_command(spec.command, spec.args, tell=True)
                 started = StdioServerParameters(command=command, args=args, env=dict(spec.env), cwd=spec.cwd)
                 return stdio_client(started, errlog=self.log.file)
             case "sse":
@@ -185,14 +205,24 @@ class Endpoint:
     def lost(self, error: BaseException) -> ToolServerError:
         """The connection broke while it was open."""
         if self.spec.transport == "stdio":
-            return self.failure(f"ended: {self.log.last_lines() or 'it wrote nothing to stderr'}")
+            return self.failure(f"{self.ending()}: {self.last_words()}")
         limit = " (a result over 1 MiB does that too, over SSE)" if self.spec.transport == "sse" else ""
         return self.failure(f"is lost{at(self.spec.url)}: {describe(error)}{limit}")
+
+    def ending(self) -> str:
+        """How a stdio server ended, as far as that is known."""
+        status = self.log.status()
+        if status is None:
+            return "closed its streams"
+        return f"ended with exit code {status}" if status >= 0 else f"was ended by {signal_name(-status)}"
+
+    def last_words(self) -> str:
+        return self.log.last_lines() or "it wrote nothing to stderr"
 
     def unreached(self, error: BaseException) -> ToolServerError:
         """The connection did not come about."""
         if self.spec.transport == "stdio" and isinstance(error, MCPError) and error.code == CONNECTION_CLOSED:
-            return self.failure(f"ended before it was ready: {self.log.last_lines() or 'it wrote nothing to stderr'}")
+            return self.failure(f"{self.ending()} before it was ready: {self.last_words()}")
         if isinstance(error, httpx2.ConnectError):
             return self.failure(f"is not there: nothing listens{at(self.spec.url)}; start it, or correct its url")
         status = http_status(error)
@@ -205,6 +235,13 @@ URL_HINTS = {
     "sse": 'its type is "sse", for which the path is usually /sse; for /mcp the type is "streamable-http"',
     "streamable-http": 'its type is "streamable-http", for which the path is usually /mcp; for /sse the type is "sse"',
 }
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal has none
+        return f"signal {number}"
 
 
 def at(url: str) -> str:

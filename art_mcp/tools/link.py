@@ -19,7 +19,8 @@ from art_mcp.tools.results import read_result, whole
 from art_mcp.types import ServerSpec, ToolResult
 
 SERVER_FAULTS = frozenset({INTERNAL_ERROR, INVALID_REQUEST, PARSE_ERROR})
-TRIM_SECONDS = 60.0
+LOOK_SECONDS = 0.5
+NO_REQUEST = "art_mcp-none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Waiting:
 @dataclass(slots=True)
 class Link:
     """A server as its toolbox sees it; `failure` says since when, and why, it cannot be called. `blamed`: between which sizes
-    of its log it last answered a call with an error."""
+    of its log it last answered a call with an error; `flying`: how many calls wait for their answers."""
 
     name: str
     server: ServerSpec | ServerObject
@@ -45,6 +46,7 @@ class Link:
     repeatable: frozenset[str] = frozenset()
     failure: ToolServerError | None = None
     blamed: tuple[int, int] = (0, 0)
+    flying: int = 0
 
     async def serve(self, closing: anyio.Event) -> None:
         """Connects, lists the tools, and stays until `closing`. Raises ToolServerError only before it is ready: what breaks
@@ -62,16 +64,23 @@ class Link:
                     self.tools = await list_tools(connection.client)
                 self.repeatable = frozenset(tool.name for tool in self.tools if is_repeatable(tool))
                 self.ready.set()
-                while not closing.is_set():
-                    with anyio.move_on_after(TRIM_SECONDS):
-                        await closing.wait()
-                    connection.endpoint.log.trim()
+                await self.stay(connection, closing)
         except ToolServerError as error:
             self.failure = error
             if not self.ready.is_set():
                 raise
         finally:
             self.failure = self.failure or ToolServerError(f"server {self.name!r} is closed")
+
+    async def stay(self, connection: Connection, closing: anyio.Event) -> None:
+        """Looks after the connection until `closing`."""
+        while not closing.is_set():
+            with anyio.move_on_after(LOOK_SECONDS):
+                await closing.wait()
+            connection.endpoint.log.trim()
+            if self.flying and over_stdio(connection) and not closing.is_set():
+                with anyio.move_on_after(LOOK_SECONDS):
+                    await nudge(connection.client)
 
     async def call(self, tool: str, arguments: Mapping[str, Any], *, limit: int) -> ToolResult:
         """Raises ToolServerError at once where the server is known to be gone."""
@@ -80,15 +89,27 @@ class Link:
             raise ToolServerError(str(self.failure))
         log = connection.endpoint.log
         before = log.size()
+        self.flying += 1
         try:
             result = await self.request(connection, tool, dict(arguments))
         except MCPError as error:
+            if error.code == CONNECTION_CLOSED and over_stdio(connection):
+                await log.status_told()
             return self.judge(error, tool, endpoint=connection.endpoint, before=before)
+        except SystemExit as error:  # of a tool in this process, which it would end
+            raise connection.endpoint.failure(f"called sys.exit({error.code!r}) in {tool!r}") from error
         except (RuntimeError, *FAILURES) as error:  # RuntimeError: structured content against the tool's own schema
             raise connection.endpoint.failure(f"answered {tool!r} wrongly: {describe(error)}") from error
+        finally:
+            self.flying -= 1
         if result.is_error:
             self.blamed = (before, log.size())
         return read_result(result, limit=limit)
+
+    def is_lost(self) -> bool:
+        """Whether it is known to be gone, also where no call has met that yet."""
+        connection = self.connection
+        return self.failure is not None or connection is None or connection.endpoint.log.status() is not None
 
     def last_error(self) -> str:
         """What the server wrote while it last answered a call with an error, as far as that names one; "" if nothing."""
@@ -121,6 +142,20 @@ class Link:
             wrote = endpoint.error_within(before, endpoint.log.size())
             raise endpoint.failure(f"failed at {tool!r}: {explained(error.message, wrote)}") from error
         return ToolResult(whole(error.message), is_error=True)
+
+
+def over_stdio(connection: Connection) -> bool:
+    return connection.endpoint.spec.transport == "stdio"
+
+
+async def nudge(client: Client) -> None:
+    """Sends a line that asks for nothing: the cancellation of a request that there is not, which a server must ignore.
+
+    A Python server whose tool calls sys.exit() has closed down all but the thread that reads its stdin, and ends when that has
+    read something (mcp 1 and 2): without this, a call would wait for its whole time limit.
+    """
+    params = mcp.types.CancelledNotificationParams(request_id=NO_REQUEST)
+    await client.session.send_notification(mcp.types.CancelledNotification(params=params))
 
 
 async def list_tools(client: Client) -> tuple[mcp.types.Tool, ...]:

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -28,32 +29,65 @@ AnyServer: TypeAlias = str | Mapping[str, Any] | ServerSpec | ServerObject
 class McpToolbox:
     """The tools of open servers; calls may run in parallel, and cancelling one leaves the others alone.
 
-    `renamed` gives for each name that had to be prefixed the one that its server uses.
+    `renamed` gives for each name that had to be prefixed the one that its server uses. `unrestricted` has also the tools
+    that are not offered.
     """
 
-    def __init__(self, tools: Sequence[Tool], routes: Mapping[str, tuple[Link, str]], *, text_limit: int) -> None:
+    def __init__(self, tools: Sequence[Tool], unrestricted: AllTools) -> None:
         self.tools = tuple(tools)
-        self.renamed: Mapping[str, str] = {
-            tool.name: routes[tool.name][1] for tool in tools if tool.name != routes[tool.name][1]
-        }
-        self._routes = routes
-        self._text_limit = text_limit
+        self.unrestricted = unrestricted
+        self._routes = {tool.name: unrestricted.routes[tool.name] for tool in tools}
+        self.renamed: Mapping[str, str] = {name: own for name, (_, own) in self._routes.items() if name != own}
 
     async def call(self, call: ToolCall) -> ToolResult:
         """Makes a call. What the model got wrong (an unknown tool, bad arguments) is a result with `is_error`.
 
         Raises ToolServerError when the server is gone (at once, if that is known), does not answer in time, or fails itself.
         """
-        route = self._routes.get(call.name)
-        if route is None:
+        if call.name not in self._routes:
             return ToolResult(f"unknown tool {call.name!r}; {suggest(call.name, self._routes)}", is_error=True)
-        link, name = route
-        return await link.call(name, call.arguments, limit=self._text_limit)
+        return await self.unrestricted.call(call)
 
     def last_error(self, name: str) -> str:
-        """What the server of the tool `name` wrote when it last answered with an error, and may keep from its clients; "" if
-        nothing, or where it is none of ours."""
-        route = self._routes.get(name)
+        """As `Toolbox` has it; "" also where the tool is none of ours."""
+        return self.unrestricted.last_error(name)
+
+    @property
+    def lost(self) -> bool:
+        """Whether one of the servers is known to be gone."""
+        return any(link.is_lost() for link, _ in self.unrestricted.routes.values())
+
+    @property
+    def separate(self) -> bool:
+        return False
+
+    @asynccontextmanager
+    async def lend(self) -> AsyncGenerator[McpToolbox]:
+        """Itself: all rollouts share it."""
+        yield self
+
+
+@dataclass(frozen=True, slots=True)
+class AllTools:
+    """Every tool of open servers, by the names under which a toolbox offers some of them: for rewards, not for models."""
+
+    tools: tuple[Tool, ...]
+    routes: Mapping[str, tuple[Link, str]]
+    text_limit: int
+
+    @property
+    def unrestricted(self) -> AllTools:
+        return self
+
+    async def call(self, call: ToolCall) -> ToolResult:
+        """As a toolbox does; but a tool that no server has is the caller's mistake: LookupError, with the names there are."""
+        if call.name not in self.routes:
+            raise LookupError(f"no server has a tool {call.name!r}; {suggest(call.name, self.routes)}")
+        link, name = self.routes[call.name]
+        return await link.call(name, call.arguments, limit=self.text_limit)
+
+    def last_error(self, name: str) -> str:
+        route = self.routes.get(name)
         return "" if route is None else route[0].last_error()
 
 
@@ -72,8 +106,8 @@ async def open_tools(
     """All `servers`, connected in parallel, as one toolbox that lives as long as the block.
 
     Relative paths of entries and "file.py:server" start at `folder` (default: the config file's). Tools of different servers
-    with the same name become `<server>_<tool>`. `only` restricts the offered tools, and orders them. Timeouts are in seconds
-    (see `connect`), `text_limit` in characters of a result.
+    with the same name become `<server>_<tool>`. `only` restricts what a policy is offered, and orders it; rewards may call the
+    other tools too. Timeouts are in seconds (see `connect`), `text_limit` in characters of a result.
 
     Raises ConfigError for an unknown server or tool and for a broken config; ToolServerError when a server cannot be reached.
     """
@@ -134,8 +168,8 @@ def offer(links: Sequence[Link], only: Sequence[str] | None, *, text_limit: int)
     for name in chosen:
         if name not in tools:
             raise ConfigError(f"no tool {name!r}; {suggest(name, tools)}")
-    routes = {tool.name: (link, name) for tool, link, name in listed if tool.name in chosen}
-    return McpToolbox([tools[name] for name in chosen], routes, text_limit=text_limit)
+    routes = {tool.name: (link, name) for tool, link, name in listed}
+    return McpToolbox([tools[name] for name in chosen], AllTools(tuple(tools.values()), routes, text_limit))
 
 
 @contextmanager

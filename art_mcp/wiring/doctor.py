@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from art_mcp.local.doctor_memory import Estimate, Load
     from art_mcp.local.doctor_model import Patient
     from art_mcp.local.shape import Shape
-    from art_mcp.ports import Dialect, Toolbox
+    from art_mcp.ports import Dialect, Toolboxes
 
 RANK = 16
 """Of the adapters that are reckoned beside full training, where none is asked for."""
@@ -91,10 +91,10 @@ async def examine_environment(visit: Visit, environment: Environment, patient: P
     from art_mcp.local.doctor_model import read_json
     from art_mcp.local.models import load_dialect
     from art_mcp.local.shape import context_of
-    from art_mcp.tools import open_tools
+    from art_mcp.tools import open_servers
 
     try:
-        async with open_tools(environment.servers, config=visit.config, only=environment.tools) as toolbox:
+        async with open_servers(environment, config=visit.config) as toolbox:
             names = ", ".join(tool.name for tool in toolbox.tools)
             served = [ok("servers", f"all start; {len(toolbox.tools)} tools are offered: {names}")]
             if unseen := told_unseen(patient.source, toolbox):
@@ -113,7 +113,7 @@ async def examine_environment(visit: Visit, environment: Environment, patient: P
         return [problem("servers", str(error), "look at it alone: art-mcp tools SERVER")], None
 
 
-def find_opening(environment: Environment, dialect: Dialect, toolbox: Toolbox, *, context: int) -> Finding:
+def find_opening(environment: Environment, dialect: Dialect, toolbox: Toolboxes, *, context: int) -> Finding:
     """The longest of some openings against the context and the limits of a rollout."""
     scenarios = environment.split(environment.splits[0])[:PLAYED]
     length = max(sum(map(len, open_with(environment, dialect, toolbox, prompt=one.prompt))) for one in scenarios)
@@ -128,26 +128,28 @@ def find_opening(environment: Environment, dialect: Dialect, toolbox: Toolbox, *
     return ok("opening", text, tokens=length)
 
 
-def open_with(environment: Environment, dialect: Dialect, toolbox: Toolbox, *, prompt: str) -> tuple[list[int], list[int]]:
+def open_with(environment: Environment, dialect: Dialect, toolbox: Toolboxes, *, prompt: str) -> tuple[list[int], list[int]]:
     return dialect.opening(opening_of(prompt, environment.system), toolbox.tools)
 
 
-async def measure_conversations(visit: Visit, environment: Environment, dialect: Dialect, *, toolbox: Toolbox) -> Load:
+async def measure_conversations(visit: Visit, environment: Environment, dialect: Dialect, *, toolbox: Toolboxes) -> Load:
     """A step's conversations, each as long as the longest of some reference solutions."""
     from art_mcp.agent.check import play_script, reference
+    from art_mcp.agent.lending import toolbox_for
     from art_mcp.local.doctor_memory import Load
     from art_mcp.sampling.scripted import ScriptedSampler
 
     played: list[Trajectory] = []
     for scenario in environment.split(environment.splits[0])[:PLAYED]:
-        scored = await play_script(
-            reference(environment),
-            scenario,
-            environment=environment,
-            dialect=dialect,
-            toolbox=toolbox,
-            play=ScriptedSampler,
-        )
+        async with toolbox_for(scenario, environment=environment, toolbox=toolbox) as lent:
+            scored = await play_script(
+                reference(environment),
+                scenario,
+                environment=environment,
+                dialect=dialect,
+                toolbox=lent,
+                play=ScriptedSampler,
+            )
         played.append(scored.trajectory)
     longest = max(played, key=lambda one: len(one.token_ids))
     said = [len(span.token_ids) for span in longest.spans if span.logprobs is not None]

@@ -45,6 +45,15 @@ def known_at(run: Run, step: int) -> dict[str, Any]:
     return known.get(step, {})
 
 
+def recall_taught(run: Run) -> None:
+    """Enters what demonstrations gave where an older `sft` kept it as the run's last figures alone, before others take their
+    place."""
+    manifest = run.manifest
+    warm = manifest.get("warm_start", {})
+    if warm.get("done") and not warm.get("after") and manifest.get("steps") == warm["steps"] and manifest.get("after"):
+        run.describe({"warm_start": {**warm, "after": manifest["after"]}})
+
+
 def note_decline(run: Run, after: Mapping[str, Any], *, setting: Setting, step: int, stream: Any) -> None:
     """Tells `stream` where fewer scenarios are solved `after` so many steps than the run's best measurement before that had, so
     that the intervals of both do not meet; and what to try."""

@@ -94,12 +94,12 @@ async def check(setting: Setting, *, split: str, n: int) -> tuple[str, Verdict, 
     from art_mcp.local.models import load_dialect, load_tokenizer, model_source
     from art_mcp.sampling.scripted import ScriptedSampler
     from art_mcp.sampling.tokenizer import BackendTokenizer
-    from art_mcp.tools import open_tools
+    from art_mcp.tools import open_servers
 
     environment = load_environment(setting.environment, **setting.options)
     spec = model_spec(setting)
     dialect = load_dialect(spec)
-    async with open_tools(environment.servers, config=setting.config, only=environment.tools) as toolbox:
+    async with open_servers(environment, config=setting.config) as toolbox:
         messages = opening_of(environment.split(split)[0].prompt, environment.system)
         shared, rest = dialect.opening(messages, toolbox.tools)
         opening = BackendTokenizer(load_tokenizer(model_source(spec.source))).decode([*shared, *rest])
@@ -110,7 +110,6 @@ async def check(setting: Setting, *, split: str, n: int) -> tuple[str, Verdict, 
             play=ScriptedSampler,
             split=split,
             n=n,
-            why=toolbox.last_error,
         )
     example = verdict.example
     return opening, verdict, played(example.scored, []) if example else None

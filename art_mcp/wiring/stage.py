@@ -15,7 +15,7 @@ from art_mcp.errors import ConfigError, ModelError, RunError, boundary
 from art_mcp.local.folders import check_folder
 from art_mcp.model import Model, TrainableModel
 from art_mcp.observe.waiting import waiting
-from art_mcp.ports import Progress, Toolbox, Tracer
+from art_mcp.ports import Progress, Toolboxes, Tracer
 from art_mcp.store.aside import put_back
 from art_mcp.store.run import MANIFEST, RUNS, Run, open_run
 from art_mcp.types import LoraSpec, ModelSpec
@@ -55,7 +55,7 @@ class Scene:
     """Ready to play and to evaluate, with any model."""
 
     environment: Environment
-    toolbox: Toolbox
+    toolbox: Toolboxes
     model: Model[None]
     tracer: Tracer | None = None
 
@@ -65,7 +65,7 @@ class Stage:
     """A Setting with everything open: ready to train, too."""
 
     environment: Environment
-    toolbox: Toolbox
+    toolbox: Toolboxes
     model: TrainableModel[None]
     backend: LocalBackend
 
@@ -152,11 +152,10 @@ async def open_stage(
     model = TrainableModel(name="policy", spec=spec)
     async with AsyncExitStack() as stack:
         with waiting(stream, "loading"):
-            from art_mcp.tools import open_tools  # a slow import: only now, so that a wrong name is told at once
+            from art_mcp.tools import open_servers  # a slow import: only now, so that a wrong name is told at once
 
             backend = await stack.enter_async_context(backend_of(setting))
-            tools = open_tools(environment.servers, config=setting.config, only=environment.tools)
-            toolbox = await stack.enter_async_context(tools)
+            toolbox = await stack.enter_async_context(open_servers(environment, config=setting.config))
             await model.register(backend)
         yield Stage(environment, toolbox, model, backend)
 
@@ -170,7 +169,7 @@ async def open_scene(
         async with open_stage(setting, splits=splits, stream=stream) as stage:
             yield Scene(stage.environment, stage.toolbox, stage.model, stage.backend.tracer)
         return
-    from art_mcp.tools import open_tools
+    from art_mcp.tools import open_servers
     from art_mcp.wiring.remote import remote_model, weave_tracer
 
     environment = load_environment(setting.environment, **setting.options)
@@ -179,7 +178,7 @@ async def open_scene(
     model = await remote_model(setting, api_key=api_key)
     async with (
         weave_tracer(setting.weave) as tracer,
-        open_tools(environment.servers, config=setting.config, only=environment.tools) as toolbox,
+        open_servers(environment, config=setting.config) as toolbox,
     ):
         yield Scene(environment, toolbox, model, tracer)
 
@@ -193,7 +192,7 @@ def note_unseen_tools(stage: Stage | Scene, *, stream: Any) -> None:
         stream.write(f"note: {unseen}: name another --model, or teach it first, by art-mcp sft\n")
 
 
-def told_unseen(source: str, toolbox: Toolbox) -> str:
+def told_unseen(source: str, toolbox: Toolboxes) -> str:
     """That the model `source` knows a few tools only, as its folder says, and which others it is offered; "" where none."""
     from art_mcp.local.models import model_source
 

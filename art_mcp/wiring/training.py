@@ -21,7 +21,7 @@ from art_mcp.store.run import RUNS, Run, new_run, refuse_name
 from art_mcp.store.versions import installed
 from art_mcp.store.whole import replacing
 from art_mcp.types import TrainConfig
-from art_mcp.wiring.measured import known_at, measure, note_decline
+from art_mcp.wiring.measured import known_at, measure, note_decline, recall_taught
 from art_mcp.wiring.stage import Setting, Stage, find_run, note_unseen_tools, open_stage, refuse_overlap
 from art_mcp.wiring.stopping import status_kept
 from art_mcp.wiring.tags import check_tags
@@ -88,6 +88,7 @@ async def resume(folder: str, *, plan: Mapping[str, Any], stream: Any) -> dict[s
     run = find_run(folder)
     training = read_training(run)
     refuse_recorders(training)
+    recall_taught(run)
     if plan:
         training = replace(training, plan=replace(training.plan, **{"steps": None, "seconds": None, **plan}))
     run = replace(run, keep_seconds=not training.setting.deterministic)

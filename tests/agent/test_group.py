@@ -1,6 +1,7 @@
 """Groups: order, one limit on what is in flight, and what a broken world does to whom."""
 
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from art_mcp.agent.group import gather_trajectory_groups
 from art_mcp.errors import EngineError, EnvironmentLoadError, ToolServerError
 from art_mcp.tools import open_tools
 from art_mcp.types import FailedRollout, Limits, ScoredTrajectory, ServerSpec, StopReason, ToolCall
-from tests.agent.players import Obedient, Playhouse, calls, desk_tools, dialect, environment, obedient, said, scenario
+from tests.agent.players import Desk, Obedient, Playhouse, calls, desk_tools, dialect, environment, obedient, said, scenario
 
 pytestmark = pytest.mark.anyio
 
@@ -166,6 +167,28 @@ async def test_a_failing_reward_fails_its_rollout_and_names_its_place():
     assert "test_group.py, line " in bad.failures[0].message
     assert [one.parts for one in good.trajectories] == [{"said": 1.0, "picky": 1.0}] * 2
     assert sum(isinstance(outcome, FailedRollout) for outcome in watcher.seen) == 2
+
+
+async def test_a_reward_may_call_tools_that_the_policy_is_not_offered_and_one_that_no_server_has_is_told_with_its_line():
+    async def written(trajectory, toolbox):
+        tool = trajectory.scenario.facts.get("tool", "write")
+        assert (await toolbox.call(ToolCall(tool, {"text": trajectory.scenario.id}))).text == "written"
+        return 1.0
+
+    desk = Desk()
+    wants_to_write = scenario(calls(("write", {"text": "by the policy"})), "5", id="wants")
+    wrong = scenario("5", id="wrong", tool="wrte")
+    async with desk_tools(desk, only=["add"]) as toolbox:
+        place = environment(rewards={"written": written})
+        played, failed = await gather([wants_to_write, wrong], place=place, toolbox=toolbox, rollouts=1)
+    assert desk.log == ["begin wants", "end wants"]
+    (scored,) = played.trajectories
+    assert scored.parts == {"written": 1.0}
+    assert 'there is no tool "write". The only tool is "add"' in scored.trajectory.uses[0].result.text
+    (failure,) = failed.failures
+    assert failure.kind == "RewardError"
+    told = r"reward 'written': LookupError: no server has a tool 'wrte'; did you mean 'write'\? there are: .*"
+    assert re.match(told + r"test_group\.py, line \d+", failure.message)
 
 
 class Confused:

@@ -76,7 +76,7 @@ FAULTS = {
     "wrong module": ("eval mien:environment", "loading the environment module 'mien': ModuleNotFoundError"),
     "wrong split of a module in this folder": ("eval mine:environment --split tset", "no split 'tset'; it has train, test"),
     "wrong server": ("tools calculatr", r"no server 'calculatr' in config\.json; did you mean 'calculator'\? there are: "),
-    "server that exits": ("tools mortal", "server 'mortal' ended before it was ready: no database here"),
+    "server that exits": ("tools mortal", "server 'mortal' ended with exit code 1 before it was ready: no database here"),
     "missing variable": ("tools secret", r"'secret': env\.KEY needs the environment variable NO_SUCH_VARIABLE, which is not"),
     "model without weights": ("eval sums --model hollow", r"hollow has no weights: put \*\.safetensors there"),
     "config with a comma too many": ("tools --config comma.json", r"comma\.json, line 2, column \d+: "),

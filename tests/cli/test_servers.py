@@ -168,7 +168,7 @@ def test_a_server_that_fails_at_a_call_or_dies_of_it_is_quoted(faulty, art):
     assert art("call", "hand", "fail") == (2, "", told)
     code, out, err = art("call", "hand", "die")
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith("error: server 'hand' ended: File ")
+    assert err.startswith("error: server 'hand' ended with exit code 1: File ")
     assert err.endswith(""", in speak_by_hand / print(len({}["lost"])) / KeyError: 'lost'\n""")
 
 

@@ -54,6 +54,23 @@ def test_a_supervised_start_goes_on_with_rewards_and_is_exported(art, tmp_path):
     assert "| greedy |" not in card_of(art, tmp_path, "start@2", "earlier", "--adapter")
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_run_of_an_older_sft_that_goes_on_shows_what_it_recorded_and_a_dash_for_what_it_did_not(art, tmp_path, recorded):
+    code, taught, err = art("sft", ENVIRONMENT, "-d", "8", "--batch", "4", "--lora", "2", "--name", "old", *SHORT, "--json")
+    assert code == 0, err
+    run = Run(tmp_path / "runs" / "old")
+    told = run.manifest
+    # it measured once, after everything, and an older train took the place of those figures by its own
+    run.describe({"warm_start": {**told["warm_start"], "after": {}}, **({} if recorded else {"steps": 3})})
+    code, out, err = art("train", "--resume", "old", "--steps", "1", "--json")
+    assert code == 0, err
+    assert out.count(", 95 % interval: before -> after the warm start -> after training\n") == 2
+    middle = SHARE if recorded else "-"
+    assert len(re.findall(rf"  level all  n=2 +{SHARE} -> {middle} -> {SHARE}\n", out)) == 2
+    kept = json.loads(out.splitlines()[-1])["warm_start"]["after"]
+    assert kept == (json.loads(taught.splitlines()[-1])["after"] if recorded else {})
+
+
 def card_of(art, tmp_path, model, out, *options):
     assert art("export", model, out, *options)[0] == 0
     return (tmp_path / out / "README.md").read_text()

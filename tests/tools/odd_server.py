@@ -55,6 +55,29 @@ async def die() -> str:
 
 
 @server.tool()
+async def leave(code: int) -> str:
+    """Ends as a script does: the thread that reads stdin is still at it then."""
+    sys.stderr.write("my last words\n")
+    sys.exit(code)
+
+
+@server.tool()
+def leave_thread(code: int) -> str:
+    sys.stderr.write("my last words\n")
+    sys.exit(code)
+
+
+@server.tool()
+async def shut() -> str:
+    """Closes the server's streams; its process goes on."""
+    for descriptor in range(10):
+        if descriptor != 2:
+            os.closerange(descriptor, descriptor + 1)
+    await anyio.sleep_forever()
+    return ""
+
+
+@server.tool()
 async def pid() -> int:
     return os.getpid()
 

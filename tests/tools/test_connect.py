@@ -36,7 +36,7 @@ async def failure_of(spec: ServerSpec, **options) -> str:
 async def test_a_server_that_exits_at_once_is_quoted(mode):
     spec = ServerSpec("broken", "stdio", command=sys.executable, args=("-c", "import no_such_module"))
     message = await failure_of(spec, mode=mode)
-    assert "ended before it was ready" in message
+    assert "ended with exit code 1 before it was ready" in message
     assert message.endswith("ModuleNotFoundError: No module named 'no_such_module'")
 
 

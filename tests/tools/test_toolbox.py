@@ -13,7 +13,7 @@ from mcp.server.mcpserver.exceptions import ToolError
 from odd import ODD, odd_in_process, odd_stdio, odd_url, text_of
 
 from art_mcp.errors import ConfigError, ToolServerError
-from art_mcp.tools import open_tools
+from art_mcp.tools import link, open_tools
 from art_mcp.tools.endpoint import open_log
 from art_mcp.types import ServerSpec, ToolCall, ToolResult
 from tests.clocks import skip
@@ -133,6 +133,54 @@ async def test_calls_in_flight_when_a_server_dies_all_fail():
     assert len(failures) == 3
 
 
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+@pytest.mark.parametrize("tool", ["leave", "leave_thread"])
+async def test_a_tool_that_calls_sys_exit_fails_all_calls_in_flight_with_the_exit_code_and_the_servers_last_words(tool, mode):
+    failures: list[str] = []
+    async with open_tools([odd_stdio()], mode=mode, call_timeout=1000) as toolbox:
+
+        async def call(name: str, **arguments) -> None:
+            with pytest.raises(ToolServerError) as caught:
+                await text_of(toolbox, name, **arguments)
+            failures.append(str(caught.value))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(lambda: call("pause", seconds=1000))
+            assert await text_of(toolbox, "add", a=1, b=1) == "2"
+            group.start_soon(lambda: call(tool, code=5))
+        await call("add", a=1, b=1)
+    assert len(failures) == 3
+    assert set(failures) == {"server 'odd' ended with exit code 5: my last words"}
+
+
+async def test_a_server_that_is_killed_is_told_with_the_signal():
+    async with open_tools([odd_stdio()]) as toolbox:
+        os.kill(int(await text_of(toolbox, "pid")), signal.SIGKILL)
+        with pytest.raises(ToolServerError, match="server 'odd' was ended by SIGKILL: it wrote nothing to stderr"):
+            await text_of(toolbox, "add", a=1, b=1)
+
+
+async def test_a_server_that_closes_its_streams_and_lives_on_is_lost_at_once():
+    async with open_tools([odd_stdio()], call_timeout=1000) as toolbox:
+        with pytest.raises(ToolServerError, match="server 'odd' closed its streams"):
+            await text_of(toolbox, "shut")
+
+
+async def test_a_tool_in_this_process_that_calls_sys_exit_does_not_end_it():
+    async with open_tools([IN_PROCESS]) as toolbox:
+        with pytest.raises(ToolServerError, match=r"server 'odd' called sys\.exit\(5\) in 'leave'"):
+            await text_of(toolbox, "leave", code=5)
+        assert await text_of(toolbox, "add", a=1, b=1) == "2"
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_a_long_call_is_not_disturbed_by_looking_after_its_server(mode, monkeypatch):
+    monkeypatch.setattr(link, "LOOK_SECONDS", 0.01)
+    async with open_tools([odd_stdio()], mode=mode) as toolbox:
+        assert await text_of(toolbox, "pause", seconds=0.5) == "paused 0.5"
+        assert await text_of(toolbox, "add", a=1, b=1) == "2"
+
+
 async def test_what_the_block_raises_leaves_it_as_it_is(sse, http):
     with pytest.raises(KeyError, match="mine"):
         async with open_tools([{"name": "a", "type": "sse", "url": sse.url}, http]):
@@ -140,7 +188,7 @@ async def test_what_the_block_raises_leaves_it_as_it_is(sse, http):
 
 
 async def test_the_death_of_a_server_can_be_caught_outside_the_block_and_quotes_its_last_words():
-    with pytest.raises(ToolServerError, match="server 'odd' ended: my last words"):
+    with pytest.raises(ToolServerError, match="server 'odd' ended with exit code 3: my last words"):
         async with open_tools([odd_stdio()]) as toolbox:
             await text_of(toolbox, "die")
 
@@ -157,6 +205,16 @@ async def test_only_restricts_and_orders_the_offered_tools():
     async with open_tools([server_with("a", "one", "two", "three")], only=["three", "one"]) as toolbox:
         assert [tool.name for tool in toolbox.tools] == ["three", "one"]
         assert (await toolbox.call(ToolCall("two", {}))).is_error
+
+
+async def test_tools_that_are_not_offered_can_be_called_without_the_restriction_and_those_that_no_server_has_raise(odd):
+    async with open_tools([odd, server_with("a", "add")], only=["refuse"]) as toolbox:
+        assert [tool.name for tool in toolbox.tools] == ["refuse"]
+        assert (await text_of(toolbox, "odd_add", a=2, b=3)).startswith("unknown tool 'odd_add'; there are: ")
+        assert await text_of(toolbox.unrestricted, "odd_add", a=2, b=3) == "5"
+        assert {"refuse", "pause", "odd_add", "a_add"} <= {tool.name for tool in toolbox.unrestricted.tools}
+        with pytest.raises(LookupError, match=r"no server has a tool 'odd_ad'; did you mean 'odd_add'\? there are: .*a_add"):
+            await toolbox.unrestricted.call(ToolCall("odd_ad", {}))
 
 
 async def test_an_unknown_name_in_only_is_a_config_error_that_lists_the_names():
@@ -276,6 +334,23 @@ ERRORS = {
     "INFO: nothing of note\nserver listens\n": "",
     "": "",
 }
+
+
+BOXED = """my own words
+  ╭─ Traceback (most recent call last) ─╮
+  │ /srv/server.py:7 in stop            │
+  │ ❱  7 │   sys.exit(3)                │
+  │ ╰──────────────────────────────╯    │
+  │ SystemExit: 3                       │
+  ╰─────────────────────────────────────╯
+    ^^^^^^
+"""
+
+
+def test_of_a_traceback_in_a_box_the_last_words_are_its_error():
+    with open_log() as log:
+        log.note(BOXED)
+        assert log.last_lines() == "my own words / SystemExit: 3"
 
 
 @pytest.mark.parametrize(("written", "told"), ERRORS.items())

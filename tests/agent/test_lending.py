@@ -1,0 +1,185 @@
+"""Rollouts with servers of their own, as they are played, measured, trained on, demonstrated and checked: with a shopping
+cart, whose state every call changes."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from art_mcp.agent.check import check_environment
+from art_mcp.agent.demonstrate import show_solutions
+from art_mcp.agent.evaluate import evaluate
+from art_mcp.agent.group import gather_trajectory_groups
+from art_mcp.agent.loop import Plan, train_loop
+from art_mcp.errors import ConfigError
+from art_mcp.sampling.scripted import ScriptedSampler
+from art_mcp.tools import open_servers, open_tools
+from art_mcp.types import ToolCall, TrainConfig
+from tests.agent.players import Obedient, Playhouse, calls, dialect, environment, obedient, scenario
+
+pytestmark = pytest.mark.anyio
+
+CART = str(Path(__file__).parents[2] / "servers" / "cart" / "server.py")
+FILE = """
+import sys
+from pathlib import Path
+from mcp.server import MCPServer
+
+server = MCPServer("file", log_level="CRITICAL")
+notes = Path(__file__).with_name("notes.txt")
+
+
+@server.tool()
+async def put(item: str, quantity: int) -> str:
+    notes.write_text(item)
+    return "done"
+
+
+@server.tool()
+async def contents() -> dict[str, int]:
+    return {notes.read_text(): 2} if notes.exists() else {}
+"""
+
+
+def errand(number, *, quantity=2):
+    """Puts something into the cart by two calls in turns, so that other rollouts' calls come between."""
+    put = calls(("put", {"item": "eggs", "quantity": 1}))
+    return scenario(*[put] * quantity, "Done.", id=f"errand-{number}", want={"eggs": 2})
+
+
+ERRANDS = [errand(number) for number in range(4)]
+
+
+async def filled(trajectory, toolbox):
+    found = await toolbox.call(ToolCall("contents", {}))
+    return float(found.structured == trajectory.scenario.facts["want"])
+
+
+async def empty(scenario_, toolbox):
+    await toolbox.call(ToolCall("fill", {"items": {}}))
+
+
+def solution(scenario_):
+    return [ToolCall("put", {"item": "eggs", "quantity": 2})], "Done."
+
+
+def shop(*scenarios, server=f"{CART}:server", **fields):
+    fields = {"rewards": {"filled": filled}, "tools": ["put"], "solution": solution, "copies": 3, "reset": empty, **fields}
+    return replace(environment(*(scenarios or ERRANDS), **fields), servers=[server])
+
+
+@pytest.fixture(params=["reset", "started anew"])
+def place(request):
+    return shop() if request.param == "reset" else shop(reset=None)
+
+
+async def gather(place, **options):
+    async with open_servers(place) as servers:
+        scenarios = place.split("train")
+        return await gather_trajectory_groups(
+            scenarios, model=await obedient(), environment=place, toolbox=servers, rollouts=4, **options
+        )
+
+
+def rewards_of(groups):
+    return [[one.reward for one in group.trajectories] for group in groups]
+
+
+async def test_rollouts_at_the_same_time_find_nothing_of_each_other_in_their_servers(place):
+    assert rewards_of(await gather(place)) == [[1.0] * 4] * 4
+    shared = replace(place, copies=0, reset=None)
+    assert rewards_of(await gather(shared)) != [[1.0] * 4] * 4
+
+
+async def test_evaluation_training_and_demonstrations_play_on_servers_of_their_own(place):
+    house = Playhouse(Obedient)
+    async with open_servers(place) as servers:
+        measured = await evaluate(await obedient(), place, toolbox=servers, n=4)
+        assert (measured.solved, measured.failed) == (1.0, 0)
+        await train_loop(
+            await obedient(house),
+            place,
+            toolbox=servers,
+            plan=Plan(steps=2, groups=2, rollouts=4, overlap=True),
+            config=TrainConfig(),
+            recorder=Quiet(),
+            save=house_save,
+        )
+        assert [rewards_of(groups) for groups in house.trained] == [[[1.0] * 4] * 2] * 2
+        assert len(await show_solutions(place.split("train"), environment=place, toolbox=servers)) == 4
+
+
+class Quiet:
+    def groups(self, step, groups):
+        pass
+
+    def metrics(self, step, values):
+        pass
+
+
+async def house_save(step):
+    pass
+
+
+async def test_a_reset_begins_a_rollout_where_its_scenario_says():
+    async def fill(scenario_, toolbox):
+        await toolbox.call(ToolCall("fill", {"items": scenario_.facts["want"]}))
+
+    filled_already = [errand(number, quantity=0) for number in range(3)]
+    assert rewards_of(await gather(shop(*filled_already, reset=fill))) == [[1.0] * 4] * 3
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (
+            ToolCall("take_out", {"item": "pears", "quantity": 1}),
+            "ValueError: take_out answers with an error: .*only 0 pears in",
+        ),
+        (ToolCall("clear", {}), "LookupError: no server has a tool 'clear'; there are: put, take_out, contents, fill"),
+    ],
+)
+async def test_a_reset_that_fails_fails_its_rollout_alone_and_says_what_to_do(call, told):
+    def first(scenario_, toolbox):
+        return toolbox.call(call) if scenario_.id == "errand-0" else empty(scenario_, toolbox)
+
+    broken, *others = await gather(shop(reset=first))
+    assert broken.trajectories == ()
+    assert {failure.kind for failure in broken.failures} == {"ResetError"}
+    for failure in broken.failures:
+        assert re.match(rf"the reset before scenario 'errand-0': {told}.*; mend `reset`, or leave it out", failure.message)
+    assert rewards_of(others) == [[1.0] * 4] * 3
+
+
+async def test_servers_that_are_shared_are_refused_where_each_rollout_is_to_have_its_own():
+    place = shop()
+    async with open_tools(place.servers) as toolbox:
+        with pytest.raises(ConfigError, match=r"\(copies=3\), but these are shared: open them by open_servers\(environment\)"):
+            await gather_trajectory_groups(ERRANDS, model=await obedient(), environment=place, toolbox=toolbox)
+
+
+async def warnings_of(place):
+    async with open_servers(place) as servers:
+        verdict = await check_environment(place, dialect=dialect(), toolbox=servers, play=ScriptedSampler)
+    return verdict.warnings
+
+
+async def test_the_check_names_what_to_do_where_rollouts_find_what_others_left_and_is_quiet_where_they_do_not(place):
+    assert await warnings_of(place) == ()
+    (warning,) = await warnings_of(replace(place, copies=0, reset=None))
+    assert warning.startswith(
+        "state leaks from one rollout into another: an empty turn in scenario 'errand-0' scores 1.000 after "
+    )
+    assert "give each rollout servers of its own, by Environment(copies=8), or let the reward depend on" in warning
+
+
+async def test_the_check_still_tells_of_state_that_copies_do_not_keep_apart(tmp_path):
+    async def nothing(scenario_, toolbox):
+        await toolbox.call(ToolCall("contents", {}))
+
+    (warning,) = await warnings_of(shop(reset=nothing))
+    assert "`reset` does not bring back all that the one before it left there; the README has more" in warning
+    (tmp_path / "file.py").write_text(FILE)
+    (warning,) = await warnings_of(shop(server=f"{tmp_path}/file.py:server", reset=None))
+    assert "they keep something outside: in a file, a database or behind a url; the README has more" in warning
