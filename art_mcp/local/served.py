@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any, Protocol, TypeVar
@@ -150,23 +150,31 @@ class ServedWorker:
 
     async def _publish(self) -> dict[str, float]:
         """Afterwards learner and engine are equal; where it fails, whoever samples next tries it again. Returns what took how
-        long. Meanwhile nobody begins a turn: a client with hundreds in flight has so much to do that each of the steps below
-        would wait for its turn among them, longer than it takes; and what begins a moment later is of the new policy."""
-        began = monotonic()
-        await self.engine.make_room()
-        room, equal = monotonic(), False
-        self._open.clear()
-        patience = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._open.set)
+        long."""
+        began, equal = monotonic(), False
         try:
-            folder = await write_version(self.learner, self._versions)
-            written = monotonic()
-            await self.engine.publish(self.step, folder)
+            await self.engine.make_room()
+            room = monotonic()
+            with self._turns_held_back():
+                folder = await write_version(self.learner, self._versions)
+                written = monotonic()
+                await self.engine.publish(self.step, folder)
             equal = True
         finally:
             self._stale = not equal
+        return {"seconds_held": room - began, "seconds_write": written - room}
+
+    @contextmanager
+    def _turns_held_back(self) -> Generator[None]:
+        """Nobody begins a turn: a client with hundreds in flight has so much to do that each step of a publication would wait
+        for its turn among them, longer than it takes; and what begins a moment later is of the new policy."""
+        self._open.clear()
+        patience = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._open.set)
+        try:
+            yield
+        finally:
             patience.cancel()
             self._open.set()
-        return {"seconds_held": room - began, "seconds_write": written - room}
 
 
 async def open_served(name: str, spec: ModelSpec, load: Callable[[], Learner], settings: VllmSettings) -> ServedWorker:

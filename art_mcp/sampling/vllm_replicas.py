@@ -153,7 +153,7 @@ class VllmReplicas:
         one refuses an adapter, and where none is left."""
         # one that has it already took it when another refused it
         behind = [engine for engine in self.engines if engine.policy.step != step]
-        folders = copies(folder, len(behind))  # other names for the same files: a thread would take longer
+        folders = await asyncio.to_thread(copies, folder, len(behind))
         raise_first(await all_of(engine.take(step, own) for engine, own in zip(behind, folders, strict=True)))
         self._policy = Policy(self._served.name, step)
         self._given_up.clear()
