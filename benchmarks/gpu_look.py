@@ -16,9 +16,9 @@ def look(path):
         while True:
             time.sleep({every})
             for frame in sys._current_frames().values():
-                frames = traceback.extract_stack(frame)[::-1]
-                if any(one.name == {loading!r} for one in frames):
-                    named = [f"{{os.path.basename(one.filename)}}:{{one.lineno}} {{one.name}}" for one in frames]
+                frames = [(one.f_code, line) for one, line in traceback.walk_stack(frame)]
+                if any(code.co_name == {loading!r} for code, _ in frames):
+                    named = [f"{{os.path.basename(code.co_filename)}}:{{line}} {{code.co_name}}" for code, line in frames]
                     print(" < ".join(named[:4]), file=out)
 
 threading.Thread(target=look, args=(os.path.join({folder!r}, f"{{os.getpid()}}.txt"),), daemon=True).start()
