@@ -64,6 +64,7 @@ class Environment:
     copies: int = 0
     reset: Reset | None = None
     name: str = ""
+    _takes_toolbox: dict[str, bool] = field(default_factory=dict[str, bool], init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("servers", "tools", "splits"):
@@ -114,11 +115,17 @@ class Environment:
         parts: dict[str, float] = {}
         for name, reward in self.rewards.items():
             with own_code(RewardError, f"reward {name!r}"):
-                value = reward(trajectory, toolbox.unrestricted) if takes_toolbox(reward) else reward(trajectory)
+                value = reward(trajectory, toolbox.unrestricted) if self._asks(name) else reward(trajectory)
                 parts[name] = float(await value if inspect.isawaitable(value) else value)
             if not math.isfinite(parts[name]):
                 raise RewardError(f"reward {name!r} gave {parts[name]}")
         return trajectory.scored(sum(parts.values()), parts)
+
+    def _asks(self, name: str) -> bool:
+        """Whether this reward takes the toolbox: looked up once, for the looking takes longer than most rewards do."""
+        if name not in self._takes_toolbox:
+            self._takes_toolbox[name] = takes_toolbox(self.rewards[name])
+        return self._takes_toolbox[name]
 
     def solved(self, scored: ScoredTrajectory) -> bool:
         """Whether the reward that tells success gave 1 (or more)."""

@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 
 from art_mcp.agent.demonstrate import Demonstration
-from art_mcp.agent.heap import older_objects_left_alone
+from art_mcp.agent.heap import collect, collections_between_steps
 from art_mcp.agent.loop import check_alive, summarize
 from art_mcp.agent.overlap import Played, Rounds, open_rounds, staleness
 from art_mcp.agent.places import Places, places_of
@@ -83,6 +83,7 @@ class Stepper:
     async def learn(self, played: Played, rounds: Rounds, *, step: int, rate: float) -> dict[str, Any]:
         """One training step, and its figures."""
         check_alive(played.groups)
+        collect()
         began, solved, first = time.monotonic(), dict[str, float](), 0
         with rounds.places.clocks.held():
             metrics = await self.run.model.train(played.groups, config=self.run.config.with_(learning_rate=rate))
@@ -104,7 +105,7 @@ async def reinforce(run: Run, *, seconds: float) -> dict[str, Any]:
     stepper, sampled, step = Stepper(run), run.model.sampled, start
     until = math.inf if given.steps is None else start + given.steps
     async with AsyncExitStack() as stack:
-        stack.enter_context(older_objects_left_alone())
+        stack.enter_context(collections_between_steps())
         playing = open_rounds(
             stepper.gather,
             places=places_of(given.concurrency),

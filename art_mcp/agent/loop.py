@@ -17,7 +17,7 @@ import anyio
 
 from art_mcp.agent.curriculum import Curriculum, outcomes_of, solved_shares
 from art_mcp.agent.group import gather_trajectory_groups
-from art_mcp.agent.heap import older_objects_left_alone
+from art_mcp.agent.heap import collect, collections_between_steps
 from art_mcp.agent.overlap import Gather, Played, Rounds, open_rounds, staleness
 from art_mcp.agent.places import Places, places_of
 from art_mcp.environment import Environment
@@ -102,7 +102,7 @@ async def train_loop(
 
     async with AsyncExitStack() as stack:
         taken = await stack.enter_async_context(saved_steps(model, save, every=plan.save_every))
-        stack.enter_context(older_objects_left_alone())
+        stack.enter_context(collections_between_steps())
         rounds = await stack.enter_async_context(rounds_of(plan, gather, spent=spent))
         while plan.goes_on(step, spent=monotonic() - began):
             played = await rounds.play(step)
@@ -183,6 +183,7 @@ async def learn(model: TrainableModel[Any], played: Played, *, config: TrainConf
     """The second half of a step: trains on its groups and records it. No rollout's time limit pays for what is trained
     meanwhile, because engine and trainer may share a thread."""
     step = await model.get_step()
+    collect()
     began = monotonic()
     with places.clocks.held():
         metrics = await model.train(played.groups, config=config)
