@@ -185,12 +185,15 @@ async def make_calls(calls: Sequence[ToolCall | Malformed], toolbox: Toolbox, tr
                 tell({"text": results[index].text, "is_error": results[index].is_error})
 
     in_order = [i for i, call in enumerate(calls) if isinstance(call, ToolCall) and call.name in serial]
+    chains = [in_order, *([index] for index in range(len(calls)) if index not in in_order)]
+    together = [chain for chain in chains if chain]
     with boundary(ToolServerError, "calling tools"):
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(make, in_order)
-            for index in range(len(calls)):
-                if index not in in_order:
-                    tasks.start_soon(make, [index])
+        if len(together) == 1:  # mostly: what tasks cost is a tenth of a short turn
+            await make(together[0])
+        else:
+            async with anyio.create_task_group() as tasks:
+                for chain in together:
+                    tasks.start_soon(make, chain)
     return [results[index] for index in range(len(calls))]
 
 
