@@ -24,6 +24,8 @@ from art_mcp.types import Completion, ModelSpec, Policy, Sample, SamplingParams,
 
 PATIENCE_SECONDS = 10.0
 """Turns begin again after so long, should an engine take longer for the new weights than any takes that is well."""
+ANSWER_SECONDS = 1.0
+"""Answers are handed on after so long: their tools may take longer than a large model's weights, and can run meanwhile."""
 
 
 class Trains(Protocol):
@@ -52,6 +54,28 @@ class Learner(Trains, Protocol):
     async def write_weights(self, folder: Path) -> None: ...
 
 
+class Gate:
+    """Open, but for the time of a publication; a client with hundreds of rollouts in flight passes it on every turn."""
+
+    def __init__(self) -> None:
+        self._open = asyncio.Event()
+        self._open.set()
+
+    async def passed(self) -> None:
+        await self._open.wait()
+
+    @contextmanager
+    def closed(self, patience: float) -> Generator[None]:
+        """Nobody passes within the block, or for so many seconds of it."""
+        self._open.clear()
+        opening = asyncio.get_running_loop().call_later(patience, self._open.set)
+        try:
+            yield
+        finally:
+            opening.cancel()
+            self._open.set()
+
+
 class ServedWorker:
     """An engine and a learner with weights of their own. What is sampled is always the learner's policy of that moment: after
     `train` it is published at once, after a supervised step when somebody samples. `open_served` makes one."""
@@ -60,8 +84,7 @@ class ServedWorker:
         self.engine, self.learner, self._versions = engine, learner, versions
         self._stale = False
         self._changing = asyncio.Lock()
-        self._open = asyncio.Event()
-        self._open.set()
+        self._turns, self._answers = Gate(), Gate()
         self._publishing: asyncio.Task[None] | None = None
 
     @property
@@ -86,7 +109,9 @@ class ServedWorker:
         self, token_ids: Sequence[int], *, params: SamplingParams, stop: frozenset[int], shared: int = 0
     ) -> Completion:
         await self._catch_up()
-        return await self.engine.sample(token_ids, params=params, stop=stop, shared=shared)
+        completion = await self.engine.sample(token_ids, params=params, stop=stop, shared=shared)
+        await self._answers.passed()
+        return completion
 
     async def train(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
         """One step, after which the new policy is published; what is in flight ends under the old one. `seconds_publish` of
@@ -138,10 +163,12 @@ class ServedWorker:
     async def _catch_up(self) -> None:
         """Publishes what the learner has, unless it is published: once, however many wait for it, and to its end, should who
         asked first go away."""
-        while await self._open.wait() and self._stale:
+        await self._turns.passed()
+        while self._stale:
             if self._publishing is None or self._publishing.done():
                 self._publishing = started(self._publish_later())  # where it fails, the next who asks tries again
             await asyncio.shield(self._publishing)
+            await self._turns.passed()
 
     async def _publish_later(self) -> None:
         async with self._changing:  # a step that has begun ends first, and is published with what came before
@@ -155,7 +182,7 @@ class ServedWorker:
         try:
             await self.engine.make_room()
             room = monotonic()
-            with self._turns_held_back():
+            with self._rollouts_held_back():
                 folder = await write_version(self.learner, self._versions)
                 written = monotonic()
                 await self.engine.publish(self.step, folder)
@@ -165,16 +192,12 @@ class ServedWorker:
         return {"seconds_held": room - began, "seconds_write": written - room}
 
     @contextmanager
-    def _turns_held_back(self) -> Generator[None]:
-        """Nobody begins a turn: a client with hundreds in flight has so much to do that each step of a publication would wait
-        for its turn among them, longer than it takes; and what begins a moment later is of the new policy."""
-        self._open.clear()
-        patience = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._open.set)
-        try:
+    def _rollouts_held_back(self) -> Generator[None]:
+        """Nobody begins a turn, and no answer is handed on: a client with hundreds of rollouts in flight has so much to do that
+        each step of a publication would wait for its turn among them, longer than it takes; and what begins a moment later is
+        of the new policy."""
+        with self._turns.closed(PATIENCE_SECONDS), self._answers.closed(ANSWER_SECONDS):
             yield
-        finally:
-            patience.cancel()
-            self._open.set()
 
 
 async def open_served(name: str, spec: ModelSpec, load: Callable[[], Learner], settings: VllmSettings) -> ServedWorker:

@@ -117,6 +117,44 @@ async def test_no_turn_begins_while_weights_are_published_and_the_next_is_of_the
         await worker.close()
 
 
+@pytest.mark.parametrize(("patience", "waits"), [(60.0, True), (0.0, False)])
+async def test_an_answer_is_handed_on_when_the_weights_are_published_or_they_take_too_long(
+    python, toy, monkeypatch, patience, waits
+):
+    monkeypatch.setattr("art_mcp.local.served.ANSWER_SECONDS", patience)
+    worker = await served(python, ModelSpec(source=toy, lora=LoraSpec(rank=4)))
+    try:
+        asked, answered, writing, go_on = (asyncio.Event() for _ in range(4))
+        sample, write = worker.engine.sample, worker.learner.write_weights
+
+        async def answers_meanwhile(*args, **kwargs):
+            asked.set()
+            await writing.wait()
+            completion = await sample(*args, **kwargs)
+            answered.set()
+            return completion
+
+        async def slowly(folder):
+            writing.set()
+            await go_on.wait()
+            await write(folder)
+
+        monkeypatch.setattr(worker.engine, "sample", answers_meanwhile)
+        monkeypatch.setattr(worker.learner, "write_weights", slowly)
+        turn = asyncio.create_task(draw(worker))
+        await asked.wait()
+        on = (False,) * len(PROMPT) + (True,) * 2
+        step = asyncio.create_task(worker.train([Sample((*PROMPT, 5, 6), on, (0.0,) * 6 + (-1.0, -1.0), 1.0)], CONFIG))
+        await answered.wait()
+        await worker.engine.server.connections.get("/told")  # time for the answer to be handed on
+        assert turn.done() is not waits
+        go_on.set()
+        assert (await turn).span.policy_version == 0
+        await step
+    finally:
+        await worker.close()
+
+
 async def test_turns_begin_again_where_an_engine_takes_too_long_for_the_new_weights(python, toy, monkeypatch):
     monkeypatch.setattr("art_mcp.local.served.PATIENCE_SECONDS", 0.1)
     worker = await served(python, ModelSpec(source=toy, lora=LoraSpec(rank=4)))
