@@ -13,7 +13,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from art_mcp.environment import Environment
-from art_mcp.errors import ArtMcpError
+from art_mcp.errors import ArtMcpError, ToolServerError
 from art_mcp.ports import Toolbox, Toolboxes
 from art_mcp.tools.toolbox import McpToolbox, open_tools, ungrouped
 from art_mcp.types import Tool, ToolCall, ToolResult
@@ -81,12 +81,16 @@ class Copies:
     places: anyio.Semaphore
     tools: tuple[Tool, ...] = ()
     idle: list[Copy] = field(default_factory=list[Copy])
+    closed: bool = False
     separate: bool = True
 
     @asynccontextmanager
     async def lend(self) -> AsyncGenerator[Toolbox]:
         """A set that nobody else has, in the order in which it was asked for; waits where all are lent. One in which a call was
-        given up, or anything else failed, is not lent again. Raises ToolServerError where a set does not start."""
+        given up, or anything else failed, is not lent again. Raises ToolServerError where a set does not start, and once these
+        are closed."""
+        if self.closed:
+            raise ToolServerError("the servers are closed: the block that opened them is over")
         copy = await self.take()
         assert copy.toolbox is not None
         loan = Loan()
@@ -97,7 +101,7 @@ class Copies:
             raise
         finally:
             loan.over = True
-            if self.reuse and loan.clean and copy.is_usable():
+            if self.reuse and loan.clean and not self.closed and copy.is_usable():
                 self.put_back(copy)
             else:
                 copy.over.set()
@@ -142,8 +146,9 @@ class Copies:
 
     def close(self) -> None:
         """Ends the idle sets; those that are lent end with their loans."""
-        for copy in self.idle:
-            copy.over.set()
+        self.closed = True
+        while self.idle:
+            self.idle.pop().over.set()
 
 
 @dataclass(slots=True)

@@ -163,6 +163,29 @@ async def test_what_is_wrong_with_the_servers_is_told_when_they_are_opened(tmp_p
             raise KeyError("mine")
 
 
+@pytest.mark.parametrize("fields", [{}, {"reset": keep}], ids=["started anew", "reset"])
+async def test_closing_waits_for_the_rollouts_that_are_under_way_and_for_nobody_else(fields):
+    lent, closing, played = anyio.Event(), anyio.Event(), []
+
+    async def play(servers) -> None:
+        async with servers.lend() as toolbox:
+            lent.set()
+            await closing.wait()
+            played.append(await text_of(toolbox, "put", item="eggs", quantity=1))
+
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as group:
+            async with open_servers(place(CARTS["in-process"], copies=2, **fields)) as servers:
+                for _ in range(3):  # one waits for its turn, which it gets
+                    group.start_soon(play, servers)
+                await lent.wait()
+                closing.set()
+    assert len(played) == 3
+    with pytest.raises(ToolServerError, match="the servers are closed: the block that opened them is over"):
+        async with servers.lend():
+            raise AssertionError
+
+
 async def test_a_toolbox_that_was_lent_cannot_be_used_once_its_rollout_is_over():
     async with open_servers(place(CARTS["in-process"], copies=1, reset=keep)) as servers:
         async with servers.lend() as toolbox:
