@@ -76,9 +76,10 @@ class Log:
         return " / ".join(told[-LAST_LINES:])
 
     def status(self) -> int | None:
-        """How the server's process ended, as its launcher tells it: an exit code, or the number of a signal, negative."""
-        *_, line = ("", *self.tail(0, self.size()).rstrip("\n").split("\n"))
-        return os.waitstatus_to_exitcode(int(line.removeprefix(TOLD))) if line.startswith(TOLD) else None
+        """How the server's process ended, as its launcher tells it: an exit code, or the number of a signal, negative. A note of
+        what the server printed may follow."""
+        told = [line for line in self.tail(0, self.size()).split("\n") if line.startswith(TOLD)]
+        return os.waitstatus_to_exitcode(int(told[-1].removeprefix(TOLD))) if told else None
 
     async def status_told(self) -> None:
         """Waits until the launcher has told how the server ended, which follows the end of its streams; not for long, because
