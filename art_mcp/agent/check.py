@@ -9,7 +9,7 @@ from typing import Any
 from art_mcp.agent.lending import toolbox_for
 from art_mcp.agent.rollout import rollout
 from art_mcp.agent.verdict import EMPTY, REFERENCE, Verdict, blame, judge
-from art_mcp.environment import Environment, own_code
+from art_mcp.environment import Environment
 from art_mcp.errors import EnvironmentLoadError, RewardError
 from art_mcp.ports import Dialect, Sampler, Toolbox, Toolboxes
 from art_mcp.types import Message, Scenario, ScoredTrajectory, Tool, ToolCall
@@ -34,11 +34,6 @@ def calling(*calls: ToolCall) -> Message:
             for i, call in enumerate(calls)
         ],
     }
-
-
-def calls_of(step: ToolCall | Sequence[ToolCall]) -> tuple[ToolCall, ...]:
-    """The calls of one turn of a reference solution."""
-    return (step,) if isinstance(step, ToolCall) else tuple(step)
 
 
 def placeholder(schema: dict[str, Any]) -> Any:
@@ -74,14 +69,15 @@ LAZY: dict[str, Script] = {
 
 def reference(environment: Environment) -> Script:
     """The environment's own solution as turns: its calls one a turn, or together as it has them, then the answer."""
-    solution = environment.solution
-    if solution is None:
-        raise EnvironmentLoadError(f"environment {environment.name!r} has no `solution`: nothing to compare lazy policies with")
+    if environment.solution is None:
+        raise EnvironmentLoadError(
+            f"environment {environment.name!r} has no `solution` to compare lazy policies with: give it a function that "
+            "returns the calls and the answer of a scenario"
+        )
 
     def script(scenario: Scenario, tools: Sequence[Tool]) -> list[Message]:
-        with own_code(EnvironmentLoadError, f"the solution of scenario {scenario.id!r}"):
-            steps, text = solution(scenario)
-        return [*(calling(*calls_of(step)) for step in steps), answer(text)]
+        turns, text = environment.solve(scenario)
+        return [*(calling(*calls) for calls in turns), answer(text)]
 
     return script
 
@@ -114,7 +110,7 @@ async def check_environment(
             try:
                 scored = await play_script(script, scenario, environment=environment, dialect=dialect, toolbox=lent, play=play)
             except RewardError as error:
-                raise RewardError(f"{error}; {name} was playing scenario {scenario.id!r}") from error
+                raise RewardError(f"{error}; in scenario {scenario.id!r}, played by {name!r}") from error
             if name == REFERENCE:
                 reasons.append(blame(scored, lent.last_error))  # before another rollout makes it write something else
         return scored

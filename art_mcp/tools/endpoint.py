@@ -76,7 +76,7 @@ class Log:
         return " / ".join(told[-LAST_LINES:])
 
     def status(self) -> int | None:
-        """How the server's process ended, as its launcher tells it: an exit code, or the number of a signal, negative. A note of
+        """How the server's process ended, as its launcher tells it: an exit code, or the number of a signal, negative. Notes of
         what the server printed may follow."""
         told = [line for line in self.tail(0, self.size()).split("\n") if line.startswith(TOLD)]
         return os.waitstatus_to_exitcode(int(told[-1].removeprefix(TOLD))) if told else None

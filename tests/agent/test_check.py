@@ -125,6 +125,17 @@ async def test_of_failed_calls_those_that_spoil_a_scenario_are_failures_and_the_
     assert "all the same: fail({}) in scenario 'sum-4': Error executing tool fail: not today; if" in warning
 
 
+ADD = ToolCall("add", {"a": 1, "b": 2})
+
+
+@pytest.mark.parametrize("given", [(ADD, "3"), ([ADD], 3), ([{"name": "add"}], "3"), [ADD], "3", None, ([ADD], "3", "4")])
+async def test_a_reference_solution_of_another_form_is_told_with_what_to_write(given):
+    with pytest.raises(
+        EnvironmentLoadError, match=r"the solution of scenario 'sum-1': it gives its calls and the answer, such as"
+    ):
+        await check(solution=lambda scenario: given)
+
+
 async def test_calls_that_a_reference_solution_puts_together_are_played_as_one_turn():
     turns = []
 
@@ -177,7 +188,7 @@ def test_who_calls_every_tool_fills_in_something_of_each_type():
 
 
 async def test_a_reward_that_fails_is_told_with_the_policy_and_the_scenario():
-    with pytest.raises(RewardError, match=r"reward 'number': ValueError: .*no tool was playing scenario 'sum-1'"):
+    with pytest.raises(RewardError, match=r"reward 'number': ValueError: .*; in scenario 'sum-1', played by 'no tool'"):
         await check(rewards={"number": lambda trajectory: float(int(trajectory.answer) == 41)})
 
 

@@ -174,12 +174,14 @@ async def test_closing_waits_for_the_rollouts_that_are_under_way_and_for_nobody_
             played.append(await text_of(toolbox, "put", item="eggs", quantity=1))
 
     with anyio.fail_after(60):
-        async with anyio.create_task_group() as group:
-            async with open_servers(place(CARTS["in-process"], copies=2, **fields)) as servers:
-                for _ in range(3):  # one waits for its turn, which it gets
-                    group.start_soon(play, servers)
-                await lent.wait()
-                closing.set()
+        async with (
+            anyio.create_task_group() as group,
+            open_servers(place(CARTS["in-process"], copies=2, **fields)) as servers,
+        ):
+            for _ in range(3):  # one waits for its turn, which it gets
+                group.start_soon(play, servers)
+            await lent.wait()
+            closing.set()
     assert len(played) == 3
     with pytest.raises(ToolServerError, match="the servers are closed: the block that opened them is over"):
         async with servers.lend():
