@@ -210,6 +210,11 @@ def test_help_shows_an_example_that_is_accepted_and_json_is_offered(art, command
         COMMANDS[name].make_context(name, words)
 
 
+def test_python_runs_the_package_as_the_command():
+    done = subprocess.run([sys.executable, "-m", "art_mcp", "--version"], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"art-mcp {version('art-mcp')}\n", "")
+
+
 def test_the_version_is_that_of_the_package(art):
     assert art("--version") == (0, f"art-mcp {version('art-mcp')}\n", "")
 
