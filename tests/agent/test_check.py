@@ -1,12 +1,14 @@
 """The check of an environment: the reference solution and five lazy policies, over a tool server in this process."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from art_mcp.agent.check import LAZY as LAZY_SCRIPTS
-from art_mcp.agent.check import check_environment
+from art_mcp.agent.check import PLAYS, check_environment
 from art_mcp.errors import EnvironmentLoadError, RewardError
 from art_mcp.sampling.scripted import ScriptedSampler
-from art_mcp.types import Limits, Scenario, StopReason, Tool, ToolCall
+from art_mcp.types import Limits, Scenario, ScoredTrajectory, StopReason, Tool, ToolCall
 from tests.agent.players import desk_tools, dialect, environment
 
 pytestmark = pytest.mark.anyio
@@ -23,10 +25,12 @@ def correct(trajectory):
     return float(trajectory.answer == trajectory.scenario.facts["answer"])
 
 
-async def check(*scenarios, n=20, split="train", **fields):
+async def check(*scenarios, n=20, split="train", progress=None, **fields):
     async with desk_tools(only=["add", "fail"]) as toolbox:
         place = environment(*(scenarios or SUMS), **{"solution": solution, "rewards": {"correct": correct}, **fields})
-        return await check_environment(place, dialect=dialect(), toolbox=toolbox, play=ScriptedSampler, split=split, n=n)
+        return await check_environment(
+            place, dialect=dialect(), toolbox=toolbox, play=ScriptedSampler, split=split, n=n, progress=progress
+        )
 
 
 async def test_a_sound_environment_puts_its_reference_solution_above_every_lazy_policy():
@@ -74,6 +78,12 @@ async def test_where_the_reference_solution_solves_nothing_the_causes_are_told_a
         assert failure.startswith(cause)
         assert verdict.rewards == {"reference solution": 0.0}
         assert len(verdict.unchecked) == 1
+
+
+async def test_each_rollout_of_a_check_is_told_to_who_watches():
+    told = []
+    assert (await check(n=3, progress=SimpleNamespace(finished=told.append))).failures == ()
+    assert [type(one) for one in told] == [ScoredTrajectory] * 3 * PLAYS
 
 
 async def test_a_reference_solution_that_crashes_is_told_with_its_scenario_and_the_line_of_its_own_file():

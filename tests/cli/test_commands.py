@@ -113,7 +113,9 @@ def test_a_mistake_is_one_line_on_stderr_that_says_what_to_do(project, art, args
 def test_a_terminal_shows_that_a_command_is_at_work_and_no_trace_of_it_afterwards(project, art, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert art("check", "sums")[::2] == (0, "playing …\r\x1b[K")
+    assert art("call", "calculator", "add", '{"a": 2, "b": 40}') == (0, "42\n", "calling add …\r\x1b[K")
+    code, _, err = art("check", "sums")
+    assert (code, "playing  32/32 rollouts  reward " in err, err.endswith("\x1b[2K")) == (0, True, True)
     code, _, err = art("rollout", "sums", "--number", "4")
     loading = "loading …\r\x1b[K"
     assert (code, err.partition("error: ")[0]) == (2, loading)
