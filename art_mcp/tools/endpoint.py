@@ -172,7 +172,10 @@ class Endpoint:
             raise self.failure(f"cannot start: its working folder {spec.cwd} does not exist")
         command = str(place / spec.command) if os.sep in spec.command else spec.command
         if shutil.which(command, path=spec.env.get("PATH")) is None:
-            raise self.failure(f"cannot start: no command {self.spec.command!r}; install it, or put its path into the config")
+            remedy = "install it, or put its path into the config"
+            if " " in self.spec.command.strip():
+                remedy = 'what follows the program\'s name belongs into "args", a list'
+            raise self.failure(f"cannot start: no command {self.spec.command!r}; {remedy}")
 
     def failure(self, what: str) -> ToolServerError:
         """A ToolServerError that names the server, without its secrets."""

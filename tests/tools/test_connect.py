@@ -68,6 +68,13 @@ async def test_a_command_that_does_not_exist_is_named():
     assert "no command 'no-such-command'" in await failure_of(ServerSpec("missing", "stdio", command="no-such-command"))
 
 
+async def test_a_command_with_its_arguments_in_it_is_told_where_they_belong():
+    message = await failure_of(ServerSpec("whole", "stdio", command="python server.py --fast"))
+    assert message.endswith(
+        """no command 'python server.py --fast'; what follows the program's name belongs into "args", a list"""
+    )
+
+
 async def test_a_working_folder_that_does_not_exist_is_named():
     spec = ServerSpec("lost", "stdio", command=sys.executable, cwd=Path("/no/such/folder"))
     assert "/no/such/folder does not exist" in await failure_of(spec)
