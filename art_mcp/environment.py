@@ -16,11 +16,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar, cast
 
+from art_mcp.core.complaints import clip
 from art_mcp.errors import ArtMcpError, EnvironmentLoadError, ResetError, RewardError, boundary, describe, explained
 from art_mcp.ports import Toolbox
 from art_mcp.types import Limits, Scenario, ScoredTrajectory, Tool, ToolCall, ToolResult, Trajectory
+
+Given = TypeVar("Given")
 
 Reward: TypeAlias = Callable[..., float | Awaitable[float]]
 """`reward(trajectory)` or `reward(trajectory, toolbox)`, plain or async; the toolbox is still open, and has every tool of the
@@ -75,8 +78,8 @@ class Environment:
         if self.solved_by and self.solved_by not in self.rewards:
             raise EnvironmentLoadError(f"solved_by is {self.solved_by!r}, but the rewards are {', '.join(self.rewards)}")
 
-        if self.copies < 0 or isinstance(self.copies, bool):
-            raise EnvironmentLoadError(f"copies is how many sets of servers there are at most, such as 8, not {self.copies}")
+        if type(self.copies) is not int or self.copies < 0:
+            raise EnvironmentLoadError(f"copies is how many sets of servers there are at most, such as 8, not {self.copies!r}")
         if self.reset is not None and not self.copies:
             raise EnvironmentLoadError("reset is for servers that one rollout has for itself: say how many, such as copies=8")
 
@@ -86,14 +89,40 @@ class Environment:
         if name not in self.splits:
             known = ", ".join(self.splits)
             raise EnvironmentLoadError(f"environment {self.name!r} has no split {name!r}; it has {known}")
-        with own_code(EnvironmentLoadError, f"the scenarios of {self.name!r}, split {name!r}"):
-            found = self.scenarios(name)
+        what = f"the scenarios of {self.name!r}, split {name!r}"
+        with own_code(EnvironmentLoadError, what):
+            found = plainly(self.scenarios(name))
+            if not isinstance(cast("object", found), Sequence):  # a generator's can be drawn but once
+                found = tuple(found)
+        for member in cast("Sequence[object]", found):
+            if not isinstance(member, Scenario):
+                raise EnvironmentLoadError(f"{what}: each is a Scenario(id, prompt), not {clip(repr(member))}")
         if not found:
             raise EnvironmentLoadError(f"environment {self.name!r} has no scenarios in its split {name!r}")
         twice, count = Counter(scenario.id for scenario in found).most_common(1)[0]
         if count > 1:
             raise EnvironmentLoadError(f"{count} scenarios of {self.name!r} have the id {twice!r}: give each its own")
         return found
+
+    def solve(self, scenario: Scenario) -> tuple[list[tuple[ToolCall, ...]], str]:
+        """What the reference solution, which there must be, does in a scenario: its calls, turn by turn, and the answer. Raises
+        EnvironmentLoadError, with what to write, where it raises or gives something else."""
+        assert self.solution is not None
+        what = f"the solution of scenario {scenario.id!r}"
+        with own_code(EnvironmentLoadError, what):
+            given = plainly(self.solution(scenario))
+        try:
+            steps, answer = given
+            turns = [(step,) if isinstance(step, ToolCall) else tuple(step) for step in steps]
+        except (TypeError, ValueError):
+            turns, answer = [], None
+        calls: list[object] = [call for turn in turns for call in turn]
+        if not isinstance(answer, str) or not all(isinstance(call, ToolCall) for call in calls):
+            raise EnvironmentLoadError(
+                f'{what}: it gives its calls and the answer, such as [ToolCall("add", {{"a": 1, "b": 2}})], "3", '
+                f"not {clip(repr(given))}"
+            )
+        return turns, answer
 
     async def bring_back(self, scenario: Scenario, toolbox: Toolbox) -> None:
         """Resets the servers for a rollout of `scenario`, where they need it. Raises ResetError, with what to do, when the
@@ -115,10 +144,11 @@ class Environment:
         parts: dict[str, float] = {}
         for name, reward in self.rewards.items():
             with own_code(RewardError, f"reward {name!r}"):
-                value = reward(trajectory, toolbox.unrestricted) if self._asks(name) else reward(trajectory)
-                parts[name] = float(await value if inspect.isawaitable(value) else value)
+                given = reward(trajectory, toolbox.unrestricted) if self._asks(name) else reward(trajectory)
+                value = await given if inspect.isawaitable(given) else given
+            parts[name] = number_of(value)
             if not math.isfinite(parts[name]):
-                raise RewardError(f"reward {name!r} gave {parts[name]}")
+                raise RewardError(f"reward {name!r} gave {clip(repr(value))}: it has to return a finite number")
         return trajectory.scored(sum(parts.values()), parts)
 
     def _asks(self, name: str) -> bool:
@@ -154,6 +184,22 @@ class Obeyed:
 
     def last_error(self, name: str) -> str:
         return self.toolbox.last_error(name)
+
+
+def plainly(given: Given) -> Given:
+    """What a function gave. Raises TypeError where it is an async one, which is nothing to wait for here."""
+    if inspect.iscoroutine(given):
+        given.close()
+        raise TypeError("it is asynchronous: write `def` in place of `async def`")
+    return given
+
+
+def number_of(value: object) -> float:
+    """A reward as a number; NaN where it is none."""
+    try:
+        return float(cast("float", value))
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def takes_toolbox(reward: Reward) -> bool:

@@ -158,7 +158,8 @@ class TrainableModel(Model[ModelConfig]):
         self._backend = backend
 
     async def train(self, groups: Sequence[TrajectoryGroup], *, config: TrainConfig | None = None) -> Mapping[str, float]:
-        """One optimizer step on `groups`; the new policy is published before it returns. Returns the step's metrics."""
+        """One optimizer step on `groups`; the new policy is published before it returns. Returns the step's metrics. Raises
+        TrainError where every rollout failed, with the first failure."""
         return await self.backend.train(self, groups, config=config or TrainConfig())
 
     async def get_step(self) -> int:

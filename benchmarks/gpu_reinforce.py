@@ -15,10 +15,10 @@ import anyio
 
 from art_mcp.agent.demonstrate import Demonstration
 from art_mcp.agent.heap import collect, collections_between_steps
-from art_mcp.agent.loop import check_alive, summarize
+from art_mcp.agent.loop import summarize
 from art_mcp.agent.overlap import Played, Rounds, open_rounds, staleness
 from art_mcp.agent.places import Places, places_of
-from art_mcp.core.samples import make_samples
+from art_mcp.core.samples import check_alive, make_samples
 from art_mcp.types import Sample, Scenario, TrainConfig, TrajectoryGroup
 from benchmarks.gpu_replay import Recorded, cpu_seconds, first_token, replay
 from benchmarks.gpu_report import Clock, Curve, Delays, Report

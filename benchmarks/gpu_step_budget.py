@@ -18,8 +18,7 @@ from typing import Any
 
 import anyio
 
-from art_mcp.agent.loop import check_alive
-from art_mcp.core.samples import make_samples
+from art_mcp.core.samples import check_alive, make_samples
 from art_mcp.types import TrainConfig
 from benchmarks.gpu_replay import Recorded, Request, cpu_seconds, first_token, replay
 from benchmarks.gpu_report import Clock, Report, describe_run

@@ -138,6 +138,26 @@ def test_what_a_scenarios_function_raises_is_told_with_its_place():
         make(scenarios=broken).split("test")
 
 
+def test_scenarios_may_come_from_a_generator_but_each_must_be_one_and_none_is_waited_for():
+    def drawn(split):
+        yield from (Scenario("a", ""), Scenario("b", ""))
+
+    async def later(split):
+        return [Scenario("a", "")]
+
+    assert [scenario.id for scenario in make(scenarios=drawn).split("train")] == ["a", "b"]
+    with pytest.raises(EnvironmentLoadError, match=r"split 'train': each is a Scenario\(id, prompt\), not 'What is 1 plus 1"):
+        make(scenarios=lambda split: ["What is 1 plus 1?"]).split("train")
+    with pytest.raises(EnvironmentLoadError, match="split 'train': TypeError: it is asynchronous: write `def` in place of"):
+        make(scenarios=later).split("train")
+
+
+@pytest.mark.parametrize("copies", ["8", -1, True, 2.5, None])
+def test_copies_are_a_number_of_sets(copies):
+    with pytest.raises(EnvironmentLoadError, match=f"copies is how many sets of servers there are at most, .* not {copies!r}"):
+        make(copies=copies)
+
+
 def test_solved_by_must_name_a_reward():
     with pytest.raises(EnvironmentLoadError, match="solved_by is 'frist', but the rewards are first"):
         make(solved_by="frist")
@@ -186,9 +206,9 @@ async def lose(trajectory, toolbox):
     ("reward", "kind", "told"),
     [
         (explode, RewardError, r"reward 'r': ZeroDivisionError: division by zero \(.*test_environment\.py, line \d+\)"),
-        (lambda t: None, RewardError, "reward 'r': TypeError"),
-        (lambda t: "much", RewardError, "reward 'r': ValueError"),
-        (lambda t: float("nan"), RewardError, "reward 'r' gave nan"),
+        (lambda t: None, RewardError, "reward 'r' gave None: it has to return a finite number"),
+        (lambda t: "much", RewardError, "reward 'r' gave 'much': it has to return a finite number"),
+        (lambda t: float("nan"), RewardError, "reward 'r' gave nan: it has to return a finite number"),
         (lambda t: float("-inf"), RewardError, "reward 'r' gave -inf"),
         (lambda: 1.0, RewardError, "reward 'r': TypeError"),
         (lose, ToolServerError, "server 'db' is gone"),

@@ -9,9 +9,9 @@ from typing import Any
 from art_mcp.agent.lending import toolbox_for
 from art_mcp.agent.rollout import rollout
 from art_mcp.agent.verdict import EMPTY, REFERENCE, Verdict, blame, judge
-from art_mcp.environment import Environment, own_code
+from art_mcp.environment import Environment
 from art_mcp.errors import EnvironmentLoadError, RewardError
-from art_mcp.ports import Dialect, Sampler, Toolbox, Toolboxes
+from art_mcp.ports import Dialect, Progress, Sampler, Toolbox, Toolboxes
 from art_mcp.types import Message, Scenario, ScoredTrajectory, Tool, ToolCall
 
 Script = Callable[[Scenario, Sequence[Tool]], list[Message]]
@@ -34,11 +34,6 @@ def calling(*calls: ToolCall) -> Message:
             for i, call in enumerate(calls)
         ],
     }
-
-
-def calls_of(step: ToolCall | Sequence[ToolCall]) -> tuple[ToolCall, ...]:
-    """The calls of one turn of a reference solution."""
-    return (step,) if isinstance(step, ToolCall) else tuple(step)
 
 
 def placeholder(schema: dict[str, Any]) -> Any:
@@ -72,16 +67,21 @@ LAZY: dict[str, Script] = {
 }
 
 
+PLAYS = len(LAZY) + 3
+"""Rollouts of each scenario: every lazy policy's, the solution's, and an empty turn's after that and after all of them."""
+
+
 def reference(environment: Environment) -> Script:
     """The environment's own solution as turns: its calls one a turn, or together as it has them, then the answer."""
-    solution = environment.solution
-    if solution is None:
-        raise EnvironmentLoadError(f"environment {environment.name!r} has no `solution`: nothing to compare lazy policies with")
+    if environment.solution is None:
+        raise EnvironmentLoadError(
+            f"environment {environment.name!r} has no `solution` to compare lazy policies with: give it a function that "
+            "returns the calls and the answer of a scenario"
+        )
 
     def script(scenario: Scenario, tools: Sequence[Tool]) -> list[Message]:
-        with own_code(EnvironmentLoadError, f"the solution of scenario {scenario.id!r}"):
-            steps, text = solution(scenario)
-        return [*(calling(*calls_of(step)) for step in steps), answer(text)]
+        turns, text = environment.solve(scenario)
+        return [*(calling(*calls) for calls in turns), answer(text)]
 
     return script
 
@@ -94,11 +94,12 @@ async def check_environment(
     play: Play,
     split: str = "train",
     n: int = 20,
+    progress: Progress | None = None,
 ) -> Verdict:
     """Plays the reference solution and the lazy policies in the first `n` scenarios of `split`, over the real tool servers.
     Where that solves nothing, nothing is compared with it. Who calls no tool plays before it, when the servers are as they
     started; an empty turn is also played right after each scenario's solution, and after all of them: what one rollout does
-    should not be counted for another.
+    should not be counted for another. `progress` is told of each rollout, of which there are at most `PLAYS` a scenario.
 
     Raises EnvironmentLoadError where there is no reference solution or it fails, and RewardError, naming who played what,
     where a reward fails.
@@ -114,9 +115,11 @@ async def check_environment(
             try:
                 scored = await play_script(script, scenario, environment=environment, dialect=dialect, toolbox=lent, play=play)
             except RewardError as error:
-                raise RewardError(f"{error}; {name} was playing scenario {scenario.id!r}") from error
+                raise RewardError(f"{error}; in scenario {scenario.id!r}, played by {name!r}") from error
             if name == REFERENCE:
                 reasons.append(blame(scored, lent.last_error))  # before another rollout makes it write something else
+        if progress is not None:
+            progress.finished(scored)
         return scored
 
     before = {name: [await go(name, scenario) for scenario in scenarios] for name in LAZY if name != BUSY}

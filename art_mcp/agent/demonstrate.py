@@ -10,12 +10,12 @@ from typing import Any, cast
 
 import anyio
 
-from art_mcp.agent.check import answer, calling, calls_of
+from art_mcp.agent.check import answer, calling
 from art_mcp.agent.group import first_failure
 from art_mcp.agent.lending import toolbox_for
 from art_mcp.agent.rollout import answers, make_calls, name_rollout, opening_of
 from art_mcp.core.samples import demonstration
-from art_mcp.environment import Environment, own_code
+from art_mcp.environment import Environment
 from art_mcp.errors import ConfigError, EnvironmentLoadError, TrainError, boundary
 from art_mcp.ports import Dialect, Toolbox, Toolboxes
 from art_mcp.types import (
@@ -110,12 +110,10 @@ async def show_with(toolbox: Toolbox, scenario: Scenario, *, environment: Enviro
         raise EnvironmentLoadError(
             f"environment {environment.name!r} has no `solution` to demonstrate: give it one, or bring demonstrations in a file"
         )
-    with own_code(EnvironmentLoadError, f"the solution of scenario {scenario.id!r}"):
-        steps, text = environment.solution(scenario)
+    turns, text = environment.solve(scenario)
     messages = opening_of(scenario.prompt, environment.system)
     uses: list[ToolUse] = []
-    for turn, step in enumerate(steps):
-        calls = calls_of(step)
+    for turn, calls in enumerate(turns):
         reply = calling(*calls)
         results = await make_calls(calls, toolbox)
         uses.extend(ToolUse(call, result, turn) for call, result in zip(calls, results, strict=True))

@@ -20,8 +20,8 @@ from art_mcp.agent.group import gather_trajectory_groups
 from art_mcp.agent.heap import collect, collections_between_steps
 from art_mcp.agent.overlap import Gather, Played, Rounds, open_rounds, staleness
 from art_mcp.agent.places import Places, places_of
+from art_mcp.core.samples import check_alive
 from art_mcp.environment import Environment
-from art_mcp.errors import TrainError
 from art_mcp.model import TrainableModel
 from art_mcp.ports import Progress, Recorder, Toolboxes
 from art_mcp.types import Scenario, TrainConfig, TrajectoryGroup
@@ -233,13 +233,6 @@ def shuffled_order(count: int, seed: int, lap: int) -> list[int]:
     order = list(range(count))
     random.Random(f"{seed}:{lap}:order").shuffle(order)
     return order
-
-
-def check_alive(groups: Sequence[TrajectoryGroup]) -> None:
-    failures = [failure for group in groups for failure in group.failures]
-    if not any(group.trajectories for group in groups):
-        first = f", first with {failures[0].kind}: {failures[0].message}" if failures else ": none was asked for"
-        raise TrainError(f"every rollout failed{first}")
 
 
 def summarize(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:

@@ -113,7 +113,10 @@ async def play(
     transcript.add(Span(tuple(rest)))
     most = min(limits.tokens, sampler.context_length)
     if len(transcript.tokens) >= most:
-        raise EngineError(f"the opening has {len(transcript.tokens)} tokens and leaves no room for a turn: {most} is the limit")
+        whose = "the model's context" if most == sampler.context_length else "Limits.tokens of the environment"
+        raise EngineError(
+            f"the opening has {len(transcript.tokens)} tokens and leaves no room for a turn: {most} is the limit ({whose})"
+        )
     for turn in range(limits.turns):
         room = min(limits.turn_tokens, most - len(transcript.tokens))
         params = SamplingParams(max_tokens=room, temperature=temperature, seed=seed_of(*key, turn))

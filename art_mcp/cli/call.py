@@ -40,7 +40,8 @@ def command(
     from art_mcp.wiring.servers import call_tool
 
     values = read_arguments(arguments)
-    result, wrote = anyio.run(lambda: call_tool(server, tool, values, config=config, timeout=timeout))
+    with o.waiting(f"calling {tool}"):
+        result, wrote = anyio.run(lambda: call_tool(server, tool, values, config=config, timeout=timeout))
     if result.is_error:
         o.complain(explained(result.text, wrote))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -28,8 +29,7 @@ def command(
     from art_mcp.wiring.stage import Setting
 
     setting = Setting(environment, o.parse_options(option), model, None, config)
-    with o.waiting("playing"):
-        opening, verdict, example = anyio.run(lambda: check(setting, split=split, n=n))
+    opening, verdict, example = anyio.run(lambda: check(setting, split=split, n=n, stream=sys.stderr))
     show(opening, verdict)
     if example and verdict.example:
         o.write(o.harmless(f"\nexample: {verdict.example.words}"))

@@ -15,13 +15,32 @@ DEEPEST = 4
 """References and lists that are followed; a schema may refer to itself."""
 
 
-def parameter_lines(schema: JsonObject) -> list[str]:
-    """One line a parameter: `name: type, required`, or its default, and what its server says of it."""
+def parameter_lines(schema: JsonObject, root: JsonObject | None = None, *, opened: frozenset[str] = frozenset()) -> list[str]:
+    """One line a parameter: `name: type, required`, or its default, and what its server says of it; below it, indented, the
+    parts of an object, also of one in a list. References lead into `root`, the whole schema; those that are `opened` are not
+    followed again."""
+    root = schema if root is None else root
     required = cast("list[str]", schema.get("required", []))
-    return [
-        describe_parameter(name, rule, schema, required=name in required)
-        for name, rule in cast("Mapping[str, object]", schema.get("properties", {})).items()
-    ]
+    lines: list[str] = []
+    for name, rule in cast("Mapping[str, object]", schema.get("properties", {})).items():
+        lines.append(describe_parameter(name, rule, root, required=name in required))
+        for inner, path in objects_in(rule, root, opened):
+            lines.extend(f"  {line}" for line in parameter_lines(inner, root, opened=path))
+    return lines
+
+
+def objects_in(rule: object, root: JsonObject, opened: frozenset[str]) -> list[tuple[JsonObject, frozenset[str]]]:
+    """The schemas of objects whose parts are known, among those that `rule` allows, itself or in a list, each with the
+    references that led there."""
+    schema = as_schema(rule)
+    if "$ref" in schema:
+        reference = str(schema["$ref"])
+        return [] if reference in opened else objects_in(referred(reference, root), root, opened | {reference})
+    if schema.get("properties"):
+        return [(schema, opened)]
+    branches = cast("list[object]", schema.get("anyOf") or schema.get("oneOf") or [])
+    parts = [*branches, *([schema["items"]] if "items" in schema else [])]
+    return [found for part in parts for found in objects_in(part, root, opened)]
 
 
 def describe_parameter(name: str, rule: object, root: JsonObject, *, required: bool) -> str:

@@ -31,7 +31,8 @@ def command(server: ServerOrNone = None, config: o.ConfigFile = "config.json", j
 
     from art_mcp.wiring.servers import list_tools
 
-    listings = anyio.run(lambda: list_tools(server, config))
+    with o.waiting("asking for tools"):
+        listings = anyio.run(lambda: list_tools(server, config))
     for listing in listings:
         show(listing)
     if json:

@@ -12,14 +12,24 @@ from art_mcp.types import Sample, Span, TrainConfig, Trajectory, TrajectoryGroup
 def make_samples(groups: Sequence[TrajectoryGroup], config: TrainConfig, *, step: int) -> list[Sample]:
     """One sample for each trajectory of each group, zero advantages included: their tokens count in the normalisation.
 
-    Raises TrainError for a trajectory without spans (a remote model's), which nothing can be learned from.
+    Raises TrainError where every rollout failed, with the first failure, and for a trajectory without spans (a remote
+    model's): nothing can be learned from either.
     """
+    check_alive(groups)
     samples: list[Sample] = []
     for group, advantages in zip(groups, group_advantages(groups, config, step=step), strict=True):
         for scored in group.trajectories:
             trajectory = scored.trajectory
             samples.append(make_sample(trajectory, advantages[trajectory.rollout_id]))
     return samples
+
+
+def check_alive(groups: Sequence[TrajectoryGroup]) -> None:
+    """Raises TrainError where no rollout was played to its end."""
+    if not any(group.trajectories for group in groups):
+        failures = [failure for group in groups for failure in group.failures]
+        first = f", first with {failures[0].kind}: {failures[0].message}" if failures else ": none was asked for"
+        raise TrainError(f"every rollout failed{first}")
 
 
 def make_sample(trajectory: Trajectory, advantage: float) -> Sample:

@@ -168,7 +168,8 @@ class LocalBackend:
         return "unsloth" if possible and adapters and self._engine_of(spec) == "vllm" else "torch"
 
     async def train(self, trainable: Trainable, groups: Sequence[TrajectoryGroup], *, config: TrainConfig) -> dict[str, float]:
-        """One optimizer step on `groups`, then the new policy is published. Raises TrainError for groups without spans."""
+        """One optimizer step on `groups`, then the new policy is published. Raises TrainError for groups without spans, or
+        without a rollout that did not fail."""
         worker = self._worker(trainable)
         with traced(self.tracer, "train_step", model=trainable.name, step=worker.step, groups=len(groups)) as tell:
             metrics = await worker.train(make_samples(groups, config, step=worker.step), config)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from art_mcp.agent.clock import Clock, Ready
 from art_mcp.agent.group import Outcome, gather_groups
-from art_mcp.agent.loop import check_alive
 from art_mcp.agent.rollout import name_rollout
+from art_mcp.core.samples import check_alive
 from art_mcp.environment import own_code
 from art_mcp.errors import AgentError, RewardError, RolloutError
 from art_mcp.model import TrainableModel

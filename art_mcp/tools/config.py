@@ -18,6 +18,8 @@ from art_mcp.types import ServerSpec, Transport
 
 KEYS = ("type", "command", "args", "env", "cwd", "url", "headers", "name")
 OTHERS_KEYS = ("disabled", "alwaysAllow", "autoApprove", "timeout", "description", "envFile", "oauth", "tools")
+LIKE_SERVERS = ("servers", "mcpservers", "mcp_servers", "MCPServers", "mcpServer")
+"""What other programs call it, and how it is mistyped."""
 URL_TYPES: Mapping[str, Transport] = {"sse": "sse", "streamable-http": "streamable-http", "http": "streamable-http"}
 PYTHONS = ("python", "python3")
 REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
@@ -44,7 +46,9 @@ def load_config(path: str | Path) -> Mapping[str, ServerSpec]:
         raise ConfigError(f"{path}: a number in it has too many digits") from None
     entries = cast("dict[str, object]", content).get("mcpServers") if isinstance(content, dict) else None
     if not isinstance(entries, dict) or not entries:
-        raise ConfigError(f'{path} names no servers: it needs {{"mcpServers": {{"NAME": {{"command": …}}}}}}')
+        needed = f'{path} names no servers: it needs {{"mcpServers": {{"NAME": {{"command": …}}}}}}'
+        others = [key for key in LIKE_SERVERS if isinstance(content, dict) and key in content]
+        raise ConfigError(f"{needed}; its {others[0]!r} has to be called 'mcpServers'" if others else needed)
     folder = path.resolve().parent
     try:
         return {name: server_spec(name, entry, folder) for name, entry in cast("dict[str, object]", entries).items()}

@@ -6,12 +6,15 @@ import logging
 import math
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import anyio
 from mcp import Client
+from pydantic import ValidationError
 
+from art_mcp.core.complaints import clip
 from art_mcp.errors import describe
 from art_mcp.tools.endpoint import FAILURES, Endpoint, Log, open_log
 from art_mcp.tools.inprocess import ServerObject
@@ -22,6 +25,7 @@ Era: TypeAlias = Literal["auto", "legacy"]
 
 CLOSE_SECONDS = 10.0
 SDK_LOG = logging.getLogger("mcp")
+STDIO_LOG = "mcp.client.stdio"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +36,13 @@ class Connection:
     client: Client
 
 
+LOG: ContextVar[Log | None] = ContextVar("LOG", default=None)
+"""Whose server the SDK is at work for: its own tasks inherit it, and so does what a call starts in a server of this process."""
+
+
 class Crashes(logging.Handler):
-    """Notes in a log what tools of servers in this process raise; those of others have a stderr."""
+    """Notes in a server's log what the SDK alone is told: what its tools raise, where they are in this process, and what it
+    printed among its messages."""
 
     def __init__(self, log: Log) -> None:
         super().__init__(logging.ERROR)
@@ -41,10 +50,25 @@ class Crashes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        if error is not None:
-            cause = error.__cause__ or error
+        if error is not None and LOG.get() is self._log:
             with suppress(OSError):  # a full disk takes no notes, which is no fault of the tool
-                self._log.note(f"{type(cause).__name__}: {describe(cause)}")
+                self._log.note(in_words(error.__cause__ or error, record.name))
+
+
+def in_words(error: BaseException, logger: str) -> str:
+    if logger == STDIO_LOG and isinstance(error, ValidationError):
+        printed = str(error.errors(include_url=False)[0]["input"])
+        return f"printed to stdout, where nothing but MCP messages belongs: {clip(printed)!r}"
+    return f"{type(error).__name__}: {describe(error)}"
+
+
+@contextmanager
+def working_for(log: Log) -> Generator[None]:
+    token = LOG.set(log)
+    try:
+        yield
+    finally:
+        LOG.reset(token)
 
 
 @contextmanager
@@ -52,7 +76,8 @@ def crashes_noted(log: Log) -> Generator[None]:
     handler = Crashes(log)
     SDK_LOG.addHandler(handler)
     try:
-        yield
+        with working_for(log):
+            yield
     finally:
         SDK_LOG.removeHandler(handler)
 

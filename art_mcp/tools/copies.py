@@ -3,8 +3,9 @@ where nothing else brings it back. How a set is opened is the toolbox's business
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -13,10 +14,13 @@ import anyio
 from anyio.abc import TaskGroup
 
 from art_mcp.environment import Environment
-from art_mcp.errors import ArtMcpError
+from art_mcp.errors import ArtMcpError, ToolServerError
 from art_mcp.ports import Toolbox, Toolboxes
 from art_mcp.tools.toolbox import McpToolbox, open_tools, ungrouped
 from art_mcp.types import Tool, ToolCall, ToolResult
+
+STARTS = max(8, os.cpu_count() or 1)
+"""How many sets start at the same time: each takes a second of a core, and gives up where it has to wait long for one."""
 
 Open: TypeAlias = Callable[[], AbstractAsyncContextManager[McpToolbox]]
 
@@ -45,7 +49,7 @@ async def open_copies(open_set: Open, *, most: int, reuse: bool) -> AsyncGenerat
     `reuse`, a set that was lent goes to the next rollout as it is, for that one to reset."""
     with ungrouped():
         async with anyio.create_task_group() as tasks:
-            copies = Copies(open_set, reuse, tasks, anyio.Semaphore(most))
+            copies = Copies(open_set, reuse, tasks, anyio.Semaphore(most), anyio.CapacityLimiter(STARTS))
             try:
                 first = await copies.take()
                 assert first.toolbox is not None
@@ -73,20 +77,25 @@ class Copy:
 @dataclass(slots=True)
 class Copies:
     """Sets of servers of which each rollout in flight has one for itself. A set has one of the `places` while it is starting,
-    lent or ending; idle ones are there for whoever takes a place."""
+    lent or ending; idle ones are there for whoever takes a place. `starts` bounds how many start at once."""
 
     open_set: Open
     reuse: bool
     tasks: TaskGroup
     places: anyio.Semaphore
+    starts: anyio.CapacityLimiter
     tools: tuple[Tool, ...] = ()
     idle: list[Copy] = field(default_factory=list[Copy])
+    closed: bool = False
     separate: bool = True
 
     @asynccontextmanager
     async def lend(self) -> AsyncGenerator[Toolbox]:
         """A set that nobody else has, in the order in which it was asked for; waits where all are lent. One in which a call was
-        given up, or anything else failed, is not lent again. Raises ToolServerError where a set does not start."""
+        given up, or anything else failed, is not lent again. Raises ToolServerError where a set does not start, and once these
+        are closed."""
+        if self.closed:
+            raise ToolServerError("the servers are closed: the block that opened them is over")
         copy = await self.take()
         assert copy.toolbox is not None
         loan = Loan()
@@ -97,7 +106,7 @@ class Copies:
             raise
         finally:
             loan.over = True
-            if self.reuse and loan.clean and copy.is_usable():
+            if self.reuse and loan.clean and not self.closed and copy.is_usable():
                 self.put_back(copy)
             else:
                 copy.over.set()
@@ -129,7 +138,9 @@ class Copies:
     async def keep(self, copy: Copy) -> None:
         try:
             with copy.scope:
-                async with self.open_set() as copy.toolbox:
+                async with AsyncExitStack() as stack:
+                    async with self.starts:
+                        copy.toolbox = await stack.enter_async_context(self.open_set())
                     copy.ready.set()
                     await copy.over.wait()
         except ArtMcpError as error:
@@ -142,8 +153,9 @@ class Copies:
 
     def close(self) -> None:
         """Ends the idle sets; those that are lent end with their loans."""
-        for copy in self.idle:
-            copy.over.set()
+        self.closed = True
+        while self.idle:
+            self.idle.pop().over.set()
 
 
 @dataclass(slots=True)

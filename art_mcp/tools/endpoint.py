@@ -76,9 +76,10 @@ class Log:
         return " / ".join(told[-LAST_LINES:])
 
     def status(self) -> int | None:
-        """How the server's process ended, as its launcher tells it: an exit code, or the number of a signal, negative."""
-        *_, line = ("", *self.tail(0, self.size()).rstrip("\n").split("\n"))
-        return os.waitstatus_to_exitcode(int(line.removeprefix(TOLD))) if line.startswith(TOLD) else None
+        """How the server's process ended, as its launcher tells it: an exit code, or the number of a signal, negative. Notes of
+        what the server printed may follow."""
+        told = [line for line in self.tail(0, self.size()).split("\n") if line.startswith(TOLD)]
+        return os.waitstatus_to_exitcode(int(told[-1].removeprefix(TOLD))) if told else None
 
     async def status_told(self) -> None:
         """Waits until the launcher has told how the server ended, which follows the end of its streams; not for long, because
@@ -171,7 +172,10 @@ class Endpoint:
             raise self.failure(f"cannot start: its working folder {spec.cwd} does not exist")
         command = str(place / spec.command) if os.sep in spec.command else spec.command
         if shutil.which(command, path=spec.env.get("PATH")) is None:
-            raise self.failure(f"cannot start: no command {self.spec.command!r}; install it, or put its path into the config")
+            remedy = "install it, or put its path into the config"
+            if " " in self.spec.command.strip():
+                remedy = 'what follows the program\'s name belongs into "args", a list'
+            raise self.failure(f"cannot start: no command {self.spec.command!r}; {remedy}")
 
     def failure(self, what: str) -> ToolServerError:
         """A ToolServerError that names the server, without its secrets."""

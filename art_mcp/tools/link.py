@@ -12,7 +12,7 @@ from mcp import Client, MCPError
 from mcp.types import CONNECTION_CLOSED, INTERNAL_ERROR, INVALID_REQUEST, PARSE_ERROR, REQUEST_TIMEOUT
 
 from art_mcp.errors import ToolServerError, boundary, describe, explained
-from art_mcp.tools.connect import Connection, Era, connect
+from art_mcp.tools.connect import Connection, Era, connect, working_for
 from art_mcp.tools.endpoint import FAILURES, Endpoint
 from art_mcp.tools.inprocess import ServerObject
 from art_mcp.tools.results import read_result, whole
@@ -91,7 +91,8 @@ class Link:
         before = log.size()
         self.flying += 1
         try:
-            result = await self.request(connection, tool, dict(arguments))
+            with working_for(log):
+                result = await self.request(connection, tool, dict(arguments))
         except MCPError as error:
             if error.code == CONNECTION_CLOSED and over_stdio(connection):
                 await log.status_told()

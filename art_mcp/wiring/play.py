@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from art_mcp.environment import load_environment
 from art_mcp.errors import EnvironmentLoadError
@@ -16,6 +16,7 @@ from art_mcp.wiring.stage import Setting, model_spec, note_unseen_tools, open_sc
 
 if TYPE_CHECKING:
     from art_mcp.agent.verdict import Verdict
+    from art_mcp.ports import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +87,13 @@ def spoken(messages: Sequence[Message]) -> list[tuple[str, str]]:
     return lines
 
 
-async def check(setting: Setting, *, split: str, n: int) -> tuple[str, Verdict, Played | None]:
+async def check(setting: Setting, *, split: str, n: int, stream: TextIO) -> tuple[str, Verdict, Played | None]:
     """What the model would see of the first scenario, whether lazy policies stay below the reference solution, and the
-    conversation of the verdict's example, if it has one."""
-    from art_mcp.agent.check import check_environment
+    conversation of the verdict's example, if it has one; `stream` is told how far it is."""
+    from art_mcp.agent.check import PLAYS, check_environment
     from art_mcp.agent.rollout import opening_of
     from art_mcp.local.models import load_dialect, load_tokenizer, model_source
+    from art_mcp.observe.console import ConsoleProgress
     from art_mcp.sampling.scripted import ScriptedSampler
     from art_mcp.sampling.tokenizer import BackendTokenizer
     from art_mcp.tools import open_servers
@@ -99,17 +101,21 @@ async def check(setting: Setting, *, split: str, n: int) -> tuple[str, Verdict, 
     environment = load_environment(setting.environment, **setting.options)
     spec = model_spec(setting)
     dialect = load_dialect(spec)
-    async with open_servers(environment, config=setting.config) as toolbox:
-        messages = opening_of(environment.split(split)[0].prompt, environment.system)
-        shared, rest = dialect.opening(messages, toolbox.tools)
-        opening = BackendTokenizer(load_tokenizer(model_source(spec.source))).decode([*shared, *rest])
-        verdict = await check_environment(
-            environment,
-            dialect=dialect,
-            toolbox=toolbox,
-            play=ScriptedSampler,
-            split=split,
-            n=n,
-        )
+    scenarios = environment.split(split)
+    with ConsoleProgress(stream, label="playing", rollouts=PLAYS * min(n, len(scenarios))) as console:
+        progress: Progress = console
+        async with open_servers(environment, config=setting.config) as toolbox:
+            messages = opening_of(scenarios[0].prompt, environment.system)
+            shared, rest = dialect.opening(messages, toolbox.tools)
+            opening = BackendTokenizer(load_tokenizer(model_source(spec.source))).decode([*shared, *rest])
+            verdict = await check_environment(
+                environment,
+                dialect=dialect,
+                toolbox=toolbox,
+                play=ScriptedSampler,
+                split=split,
+                n=n,
+                progress=progress,
+            )
     example = verdict.example
     return opening, verdict, played(example.scored, []) if example else None

@@ -1,12 +1,14 @@
 """The check of an environment: the reference solution and five lazy policies, over a tool server in this process."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from art_mcp.agent.check import LAZY as LAZY_SCRIPTS
-from art_mcp.agent.check import check_environment
+from art_mcp.agent.check import PLAYS, check_environment
 from art_mcp.errors import EnvironmentLoadError, RewardError
 from art_mcp.sampling.scripted import ScriptedSampler
-from art_mcp.types import Limits, Scenario, StopReason, Tool, ToolCall
+from art_mcp.types import Limits, Scenario, ScoredTrajectory, StopReason, Tool, ToolCall
 from tests.agent.players import desk_tools, dialect, environment
 
 pytestmark = pytest.mark.anyio
@@ -23,10 +25,12 @@ def correct(trajectory):
     return float(trajectory.answer == trajectory.scenario.facts["answer"])
 
 
-async def check(*scenarios, n=20, split="train", **fields):
+async def check(*scenarios, n=20, split="train", progress=None, **fields):
     async with desk_tools(only=["add", "fail"]) as toolbox:
         place = environment(*(scenarios or SUMS), **{"solution": solution, "rewards": {"correct": correct}, **fields})
-        return await check_environment(place, dialect=dialect(), toolbox=toolbox, play=ScriptedSampler, split=split, n=n)
+        return await check_environment(
+            place, dialect=dialect(), toolbox=toolbox, play=ScriptedSampler, split=split, n=n, progress=progress
+        )
 
 
 async def test_a_sound_environment_puts_its_reference_solution_above_every_lazy_policy():
@@ -76,6 +80,12 @@ async def test_where_the_reference_solution_solves_nothing_the_causes_are_told_a
         assert len(verdict.unchecked) == 1
 
 
+async def test_each_rollout_of_a_check_is_told_to_who_watches():
+    told = []
+    assert (await check(n=3, progress=SimpleNamespace(finished=told.append))).failures == ()
+    assert [type(one) for one in told] == [ScoredTrajectory] * 3 * PLAYS
+
+
 async def test_a_reference_solution_that_crashes_is_told_with_its_scenario_and_the_line_of_its_own_file():
     where = r"the solution of scenario 'sum-1': KeyError: 'b' \(.*test_check\.py, line \d+"
     with pytest.raises(EnvironmentLoadError, match=where):
@@ -123,6 +133,17 @@ async def test_of_failed_calls_those_that_spoil_a_scenario_are_failures_and_the_
     )
     (warning,) = verdict.warnings
     assert "all the same: fail({}) in scenario 'sum-4': Error executing tool fail: not today; if" in warning
+
+
+ADD = ToolCall("add", {"a": 1, "b": 2})
+
+
+@pytest.mark.parametrize("given", [(ADD, "3"), ([ADD], 3), ([{"name": "add"}], "3"), [ADD], "3", None, ([ADD], "3", "4")])
+async def test_a_reference_solution_of_another_form_is_told_with_what_to_write(given):
+    with pytest.raises(
+        EnvironmentLoadError, match=r"the solution of scenario 'sum-1': it gives its calls and the answer, such as"
+    ):
+        await check(solution=lambda scenario: given)
 
 
 async def test_calls_that_a_reference_solution_puts_together_are_played_as_one_turn():
@@ -177,7 +198,7 @@ def test_who_calls_every_tool_fills_in_something_of_each_type():
 
 
 async def test_a_reward_that_fails_is_told_with_the_policy_and_the_scenario():
-    with pytest.raises(RewardError, match=r"reward 'number': ValueError: .*no tool was playing scenario 'sum-1'"):
+    with pytest.raises(RewardError, match=r"reward 'number': ValueError: .*; in scenario 'sum-1', played by 'no tool'"):
         await check(rewards={"number": lambda trajectory: float(int(trajectory.answer) == 41)})
 
 

@@ -7,7 +7,7 @@ from time import monotonic
 import anyio
 import pytest
 
-from art_mcp.agent.loop import Plan, check_alive, pick, summarize, train_loop
+from art_mcp.agent.loop import Plan, pick, summarize, train_loop
 from art_mcp.errors import EngineError, EnvironmentLoadError, TrainError
 from art_mcp.types import (
     FailedRollout,
@@ -295,9 +295,3 @@ def test_a_step_is_summed_up_over_its_rollouts():
         "rollouts": 3.0,
         "failed_rollouts": 2.0,
     }
-
-
-def test_a_step_without_any_rollout_is_refused_before_it_is_summed_up():
-    with pytest.raises(TrainError, match="none was asked for"):
-        check_alive([TrajectoryGroup(())])
-    check_alive([TrajectoryGroup((), (FailedRollout("r", "EngineError", "x"),)), TrajectoryGroup((trajectory(0.0),))])

@@ -212,7 +212,8 @@ async def test_a_result_that_leaves_no_room_for_a_turn_is_not_added_to_the_token
 @pytest.mark.parametrize("limit", ["tokens", "context"])
 async def test_an_opening_that_leaves_no_room_for_a_turn_is_a_failure_and_no_trajectory(limit):
     opening = len((await play(["5"]))[1].prompts[0])
-    with pytest.raises(EngineError, match=f"opening has {opening} tokens.*{opening} is the limit"):
+    whose = {"tokens": "Limits.tokens of the environment", "context": "the model's context"}[limit]
+    with pytest.raises(EngineError, match=rf"opening has {opening} tokens.*{opening} is the limit \({whose}\)"):
         await play(["5"], **{limit: opening})
 
 

@@ -113,7 +113,9 @@ def test_a_mistake_is_one_line_on_stderr_that_says_what_to_do(project, art, args
 def test_a_terminal_shows_that_a_command_is_at_work_and_no_trace_of_it_afterwards(project, art, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert art("check", "sums")[::2] == (0, "playing …\r\x1b[K")
+    assert art("call", "calculator", "add", '{"a": 2, "b": 40}') == (0, "42\n", "calling add …\r\x1b[K")
+    code, _, err = art("check", "sums")
+    assert (code, "playing  32/32 rollouts  reward " in err, err.endswith("\x1b[2K")) == (0, True, True)
     code, _, err = art("rollout", "sums", "--number", "4")
     loading = "loading …\r\x1b[K"
     assert (code, err.partition("error: ")[0]) == (2, loading)
@@ -208,6 +210,11 @@ def test_help_shows_an_example_that_is_accepted_and_json_is_offered(art, command
     assert epilog in shown
     for name, *words in map(shlex.split, re.findall(r"art-mcp ([^;]+)", epilog)):
         COMMANDS[name].make_context(name, words)
+
+
+def test_python_runs_the_package_as_the_command():
+    done = subprocess.run([sys.executable, "-m", "art_mcp", "--version"], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"art-mcp {version('art-mcp')}\n", "")
 
 
 def test_the_version_is_that_of_the_package(art):

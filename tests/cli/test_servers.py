@@ -228,7 +228,6 @@ NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}}
         ({"enum": ["a", 1]}, '"a" or 1'),
         ({"enum": list(range(20))}, "0 or 1 or 2 or 3 or 4 or 5 or 6 or 7 or 12 more"),
         ({"const": True}, "true"),
-        ({"$ref": "#/$defs/node"}, "object"),
         ({"$ref": "#/$defs/missing"}, "anything"),
         ({"$ref": "#/$defs/loop"}, "anything"),
         ({}, "anything"),
@@ -238,6 +237,32 @@ NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}}
 def test_a_parameter_is_told_by_its_type(rule, told):
     schema = {"properties": {"x": rule}, "required": ["x"], "$defs": {"node": NODE, "loop": {"$ref": "#/$defs/loop"}}}
     assert parameter_lines(schema) == [f"x: {told}, required"]
+
+
+ITEM = {
+    "type": "object",
+    "properties": {"sku": {"type": "string"}, "count": {"type": "integer", "default": 1}},
+    "required": ["sku"],
+}
+
+
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [
+        ({"$ref": "#/$defs/item"}, "object"),
+        ({"type": "array", "items": {"$ref": "#/$defs/item"}}, "array of object"),
+        ({"anyOf": [{"type": "array", "items": {"$ref": "#/$defs/item"}}, {"type": "null"}]}, "array of object or null"),
+    ],
+)
+def test_the_parts_of_an_object_stand_below_it_also_where_it_is_in_a_list(rule, told):
+    schema = {"properties": {"x": rule, "y": {}}, "$defs": {"item": ITEM}}
+    parts = ["  sku: string, required", "  count: integer, default 1"]
+    assert parameter_lines(schema) == [f"x: {told}, optional", *parts, "y: anything, optional"]
+
+
+def test_an_object_that_holds_its_own_kind_is_opened_once():
+    schema = {"properties": {"x": {"$ref": "#/$defs/node"}}, "$defs": {"node": NODE}}
+    assert parameter_lines(schema) == ["x: object, optional", "  next: object, optional"]
 
 
 def test_a_parameter_that_need_not_be_given_has_a_default_or_is_optional():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from art_mcp.core.samples import common_prefix, demonstration, make_sample, make_samples
 from art_mcp.core.seeds import seed_of
 from art_mcp.errors import TrainError
-from art_mcp.types import Sample, Span, StopReason, TrainConfig, Trajectory, TrajectoryGroup
+from art_mcp.types import FailedRollout, Sample, Span, StopReason, TrainConfig, Trajectory, TrajectoryGroup
 
 SPANS = (
     Span((10, 11, 12)),
@@ -35,6 +35,16 @@ def test_every_trajectory_becomes_a_sample_even_without_signal():
     split = TrajectoryGroup((trajectory("c").scored(1.0), trajectory("d").scored(0.0), trajectory("d").scored(0.0)))
     samples = make_samples([tied, split], TrainConfig(), step=0)
     assert [sample.advantage for sample in samples] == [0.0, 0.0, 0.5, -0.5, -0.5]
+
+
+def test_where_every_rollout_failed_there_is_nothing_to_learn_from_and_the_first_failure_is_told():
+    failed = TrajectoryGroup((), (FailedRollout("r", "RewardError", "reward 'r' gave nan"), FailedRollout("s", "B", "later")))
+    with pytest.raises(TrainError, match="every rollout failed, first with RewardError: reward 'r' gave nan"):
+        make_samples([TrajectoryGroup(()), failed], TrainConfig(), step=0)
+    for nothing in ([], [TrajectoryGroup(())]):
+        with pytest.raises(TrainError, match="every rollout failed: none was asked for"):
+            make_samples(nothing, TrainConfig(), step=0)
+    assert len(make_samples([failed, TrajectoryGroup((trajectory().scored(0.0),))], TrainConfig(), step=0)) == 1
 
 
 @pytest.mark.parametrize("spans", [(), (Span((1, 2)),)])

@@ -40,6 +40,22 @@ async def test_a_server_that_exits_at_once_is_quoted(mode):
     assert message.endswith("ModuleNotFoundError: No module named 'no_such_module'")
 
 
+async def test_what_a_server_prints_among_its_messages_is_told_of_it_and_of_no_other():
+    printing = ServerSpec("chatty", "stdio", command=sys.executable, args=("-c", "print('Starting up!'); raise SystemExit(4)"))
+    quiet = ServerSpec("quiet", "stdio", command="sh", args=("-c", "read line; exit 5"))
+    told: dict[str, str] = {}
+
+    async def fail(spec: ServerSpec) -> None:
+        told[spec.name] = await failure_of(spec)
+
+    async with anyio.create_task_group() as group:
+        for spec in (printing, quiet):
+            group.start_soon(fail, spec)
+    assert told["chatty"].endswith("printed to stdout, where nothing but MCP messages belongs: 'Starting up!'")
+    assert told["chatty"].startswith("server 'chatty' ended with exit code 4 before it was ready: ")
+    assert told["quiet"] == "server 'quiet' ended with exit code 5 before it was ready: it wrote nothing to stderr"
+
+
 async def test_its_last_words_do_not_give_a_secret_away(monkeypatch):
     monkeypatch.setenv("SECRET", "hunter22")
     program = "import os, sys; sys.exit('shouting ' + os.environ['SHOUT'])"
@@ -50,6 +66,13 @@ async def test_its_last_words_do_not_give_a_secret_away(monkeypatch):
 
 async def test_a_command_that_does_not_exist_is_named():
     assert "no command 'no-such-command'" in await failure_of(ServerSpec("missing", "stdio", command="no-such-command"))
+
+
+async def test_a_command_with_its_arguments_in_it_is_told_where_they_belong():
+    message = await failure_of(ServerSpec("whole", "stdio", command="python server.py --fast"))
+    assert message.endswith(
+        """no command 'python server.py --fast'; what follows the program's name belongs into "args", a list"""
+    )
 
 
 async def test_a_working_folder_that_does_not_exist_is_named():

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
@@ -13,7 +14,9 @@ from odd import ODD, odd_url, text_of
 
 from art_mcp.environment import Environment
 from art_mcp.errors import ConfigError, ToolServerError
+from art_mcp.tools import copies
 from art_mcp.tools.copies import open_servers
+from art_mcp.tools.toolbox import open_tools
 from art_mcp.types import Scenario, ToolCall
 from tests.processes import ended
 
@@ -77,6 +80,28 @@ async def test_there_are_never_more_sets_than_copies_and_who_waits_gets_one_in_t
     assert most == 2
     assert len(set(lent)) == 2
     assert all(map(ended, lent))
+
+
+async def test_servers_do_not_all_start_at_once_which_would_be_too_slow_for_any_of_them(monkeypatch):
+    monkeypatch.setattr(copies, "STARTS", 3)
+    starting = most = 0
+
+    @asynccontextmanager
+    async def open_set():
+        nonlocal starting, most
+        starting, most = starting + 1, max(most, starting + 1)
+        async with open_tools([CARTS["in-process"]]) as toolbox:
+            starting -= 1
+            yield toolbox
+
+    async def play(servers) -> None:
+        async with servers.lend():
+            pass
+
+    async with copies.open_copies(open_set, most=12, reuse=False) as servers, anyio.create_task_group() as group:
+        for _ in range(12):
+            group.start_soon(play, servers)
+    assert most == 3
 
 
 async def test_without_a_reset_each_rollout_gets_servers_that_nobody_had():
@@ -161,6 +186,31 @@ async def test_what_is_wrong_with_the_servers_is_told_when_they_are_opened(tmp_p
     with pytest.raises(KeyError, match="mine"):
         async with open_servers(place(STDIO, copies=2)) as servers, servers.lend():
             raise KeyError("mine")
+
+
+@pytest.mark.parametrize("fields", [{}, {"reset": keep}], ids=["started anew", "reset"])
+async def test_closing_waits_for_the_rollouts_that_are_under_way_and_for_nobody_else(fields):
+    lent, closing, played = anyio.Event(), anyio.Event(), []
+
+    async def play(servers) -> None:
+        async with servers.lend() as toolbox:
+            lent.set()
+            await closing.wait()
+            played.append(await text_of(toolbox, "put", item="eggs", quantity=1))
+
+    with anyio.fail_after(60):
+        async with (
+            anyio.create_task_group() as group,
+            open_servers(place(CARTS["in-process"], copies=2, **fields)) as servers,
+        ):
+            for _ in range(3):  # one waits for its turn, which it gets
+                group.start_soon(play, servers)
+            await lent.wait()
+            closing.set()
+    assert len(played) == 3
+    with pytest.raises(ToolServerError, match="the servers are closed: the block that opened them is over"):
+        async with servers.lend():
+            raise AssertionError
 
 
 async def test_a_toolbox_that_was_lent_cannot_be_used_once_its_rollout_is_over():

@@ -380,3 +380,27 @@ async def test_an_error_that_a_tool_means_is_not_explained_by_an_earlier_crash()
         assert toolbox.last_error("crash") == "KeyError: 'lost'"
         assert "not today" in (await toolbox.call(ToolCall("refuse", {}))).text
         assert toolbox.last_error("refuse") == toolbox.last_error("nobody's") == ""
+
+
+async def test_a_server_is_not_blamed_for_what_another_one_raises_meanwhile():
+    asked, crashed = anyio.Event(), anyio.Event()
+    moody, calm = MCPServer("moody"), MCPServer("calm")
+
+    @moody.tool()
+    async def crash() -> str:
+        raise KeyError("lost")
+
+    @calm.tool()
+    async def refuse() -> str:
+        asked.set()
+        await crashed.wait()
+        raise ToolError("not today")
+
+    async with open_tools([moody, calm]) as toolbox:
+        async with anyio.create_task_group() as group:
+            group.start_soon(toolbox.call, ToolCall("refuse", {}))
+            await asked.wait()
+            await toolbox.call(ToolCall("crash", {}))
+            crashed.set()
+        assert toolbox.last_error("crash") == "KeyError: 'lost'"
+        assert toolbox.last_error("refuse") == ""
