@@ -183,6 +183,13 @@ def signal_group(group: int, number: int) -> None:
         os.killpg(group, number)
 
 
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal has none
+        return f"signal {number}"
+
+
 def leave_as(status: int) -> None:
     """Ends this process as one with this wait status ended: with its exit code, or by the same signal."""
     if os.WIFSIGNALED(status):

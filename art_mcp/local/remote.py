@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -23,10 +22,12 @@ from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
+
+import anyio
 
 import art_mcp.errors
-from art_mcp.child import launch_command
+from art_mcp.child import launch_command, signal_name
 from art_mcp.errors import ArtMcpError, EngineError, describe
 from art_mcp.local.worker import WORKSPACE, WORKSPACES, Settings, Worker
 from art_mcp.types import Completion, LoraSpec, ModelSpec, Policy, Sample, SamplingParams, Span, TrainConfig
@@ -103,11 +104,12 @@ class RemoteWorker:
     async def close(self) -> None:
         """Asks the child to end, then ends it."""
         self._outbox.put(None)
-        try:
-            await asyncio.to_thread(self._process.wait, CLOSE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            await asyncio.to_thread(self._process.wait)
+        with anyio.CancelScope(shield=True):
+            try:
+                await asyncio.to_thread(self._process.wait, CLOSE_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                await asyncio.to_thread(self._process.wait)
 
     async def _ask(self, operation: str, **values: Any) -> dict[str, Any]:
         number, future = self._send(operation, **values)
@@ -145,7 +147,10 @@ class RemoteWorker:
             for line in pipe:
                 if not line.endswith(b"\n"):
                     break  # the child died as it wrote this
-                reply = json.loads(line)
+                reply = reply_of(line)
+                if reply is None:
+                    sys.stderr.write(line.decode(errors="replace"))  # printed by some import, before replies had the pipe
+                    continue
                 future = self._futures.pop(reply["id"], None)
                 if future is None or not future.set_running_or_notify_cancel():
                     continue  # it was cancelled meanwhile
@@ -163,8 +168,17 @@ class RemoteWorker:
                 future.set_exception(EngineError(self._ended))
 
 
+def reply_of(line: bytes) -> dict[str, Any] | None:
+    """A line of the child as the reply that it is; None where it is something else."""
+    try:
+        reply: object = json.loads(line)
+    except ValueError:
+        return None
+    return cast("dict[str, Any]", reply) if isinstance(reply, dict) and "id" in reply else None
+
+
 def ending(code: int) -> str:
-    return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+    return f"exit code {code}" if code >= 0 else f"killed by {signal_name(-code)}"
 
 
 def rebuilt(kind: str, message: str, *, trace: str) -> Exception:

@@ -27,6 +27,8 @@ PATIENCE_SECONDS = 10.0
 ANSWER_SECONDS = 1.0
 """Answers are handed on after so long: their tools may take longer than a large model's weights, and can run meanwhile."""
 
+CLOSE_SECONDS = 10.0
+
 
 class Trains(Protocol):
     """What a worker of any kind does beside sampling."""
@@ -142,6 +144,9 @@ class ServedWorker:
             await self.engine.close()
         finally:
             await self.learner.close()
+            with anyio.move_on_after(CLOSE_SECONDS):
+                async with self._changing:  # what a cancelled caller left under way fails now, and then writes nothing more
+                    pass
             self._versions.cleanup()
 
     async def _train(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:

@@ -24,6 +24,8 @@ from art_mcp.types import Completion, Policy, SamplingParams
 
 PUBLISH_SECONDS = 300.0
 """How long loading weights into a server may take before it counts as dead."""
+REMOVE_SECONDS = 10.0
+"""How long a server may take to let go of an adapter; who is cancelled meanwhile waits for it."""
 
 
 class VllmEngine:
@@ -39,8 +41,8 @@ class VllmEngine:
         self._adapters = served.lora_rank is not None
         self.server = VllmServer(settings)
         self._version: Version | None = None
-        self._older: set[Version] = set()
-        self._loaded: set[Version] = set()
+        self._older, self._loaded = set[Version](), set[Version]()
+        self._unanswered: set[str] = set()
         self._booting: asyncio.Task[None] | None = None
         self._starting: asyncio.Task[None] | None = None
         self._doubtful = self._closed = False
@@ -174,7 +176,12 @@ class VllmEngine:
         raise EngineError(f"vLLM refused {path}: {complaint(body)}")
 
     async def _load(self, version: Version) -> None:
-        await self._post("/v1/load_lora_adapter", {"lora_name": str(version.policy), "lora_path": str(version.folder)})
+        name = str(version.policy)
+        if name in self._unanswered:  # it may have it, and refuse to have it twice
+            await self.server.ask("/v1/unload_lora_adapter", {"lora_name": name})
+        self._unanswered.add(name)
+        await self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(version.folder)})
+        self._unanswered.remove(name)
         self._loaded.add(version)
 
     async def _unload(self, version: Version) -> None:
@@ -190,10 +197,12 @@ class VllmEngine:
         await self._post("/reset_prefix_cache", {})
         self._loaded.add(version)
 
-    async def _tell_living(self, tell: Callable[[Version], Awaitable[None]], version: Version) -> None:
+    async def _tell_living(
+        self, tell: Callable[[Version], Awaitable[None]], version: Version, *, seconds: float = PUBLISH_SECONDS
+    ) -> None:
         """Changes what the server holds; in vain, and no failure, where it has died: the next one begins anew."""
         try:
-            with anyio.fail_after(PUBLISH_SECONDS):
+            with anyio.fail_after(seconds):
                 await tell(version)
         except (EngineError, TimeoutError):
             self._doubtful = True
@@ -203,26 +212,17 @@ class VllmEngine:
     async def _enter(self) -> Version:
         """A living server, and the version that a request which begins now samples under; it counts until `_leave`."""
         await self.ready()
-        return self._hold(self.version)
-
-    def _hold(self, version: Version) -> Version:
-        version.requests += 1
-        version.idle.clear()
-        return version
+        return self.version.hold()
 
     async def _leave(self, version: Version) -> None:
-        version.requests -= 1
-        if version.requests:
-            return
-        version.idle.set()
-        if version.retired:
+        version.let_go()
+        if version.retired and not version.requests:
             await self._remove(version)
 
     async def _retire(self, version: Version) -> None:
         version.retired = True
-        self._older.add(version)
-        if not version.requests:
-            await self._remove(version)
+        self._older.add(version.hold())
+        await self._leave(version)
 
     async def _remove(self, version: Version) -> None:
         """Nobody samples under `version` any more, and nobody will. A server that does not let go of it keeps a little memory;
@@ -230,7 +230,7 @@ class VllmEngine:
         with anyio.CancelScope(shield=True):
             try:
                 if self._adapters:
-                    await self._tell_living(self._unload, version)
+                    await self._tell_living(self._unload, version, seconds=REMOVE_SECONDS)
             except (EngineError, TimeoutError) as error:
                 say(f"vLLM keeps an adapter that nobody needs: {error}")
             finally:
@@ -266,13 +266,14 @@ class VllmEngine:
         if not self.server.alive or (self._doubtful and not await self.server.healthy()):
             await self.server.end()
             self._loaded.clear()
+            self._unanswered.clear()
             version = self.version
             await self._boot(self._served if self._adapters else replace(self._served, model=str(version.folder)))
             if not self._adapters:
                 self._loaded.add(version)
         self._doubtful = True  # until it has the current version, which may be another by now
         while self.version not in self._loaded:
-            version = self._hold(self.version)
+            version = self.version.hold()
             try:
                 await (self._load if self._adapters else self._overwrite)(version)
             finally:

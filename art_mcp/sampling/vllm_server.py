@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from typing import Any, TypeVar
 
 import anyio
 
-from art_mcp.child import launch_command
+from art_mcp.child import launch_command, signal_name
 from art_mcp.errors import ConfigError, EngineError, boundary
 from art_mcp.sampling.vllm_args import (
     FIND_OPTION,
@@ -176,7 +175,7 @@ class VllmServer:
         code = None if self._process is None else self._process.poll()
         if code is None:
             return "does not answer"
-        return f"ended with exit code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
+        return f"ended with exit code {code}" if code >= 0 else f"was killed by {signal_name(-code)}"
 
     def last_words(self) -> str:
         """The errors among the last lines of its log, or the last lines where there are none; and where the log is."""

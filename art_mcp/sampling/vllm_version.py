@@ -17,3 +17,15 @@ class Version:
         self.retired = False
         self.idle, self.gone = asyncio.Event(), asyncio.Event()
         self.idle.set()
+
+    def hold(self) -> Version:
+        """This version, for a request that is to sample under it."""
+        self.requests += 1
+        self.idle.clear()
+        return self
+
+    def let_go(self) -> None:
+        """A request has ended."""
+        self.requests -= 1
+        if not self.requests:
+            self.idle.set()

@@ -7,7 +7,6 @@ import math
 import os
 import re
 import shutil
-import signal
 import tempfile
 from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager
@@ -23,7 +22,7 @@ from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.types import CONNECTION_CLOSED, INTERNAL_ERROR, METHOD_NOT_FOUND
 
-from art_mcp.child import TOLD, launch_command
+from art_mcp.child import TOLD, launch_command, signal_name
 from art_mcp.core.address import without_login
 from art_mcp.errors import ArtMcpError, ToolServerError, boundary, describe, sole_cause
 from art_mcp.tools.config import resolve
@@ -239,13 +238,6 @@ URL_HINTS = {
     "sse": 'its type is "sse", for which the path is usually /sse; for /mcp the type is "streamable-http"',
     "streamable-http": 'its type is "streamable-http", for which the path is usually /mcp; for /sse the type is "sse"',
 }
-
-
-def signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # a real-time signal has none
-        return f"signal {number}"
 
 
 def at(url: str) -> str:

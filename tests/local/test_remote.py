@@ -187,6 +187,17 @@ def test_a_child_that_dies_in_the_middle_of_a_reply_is_told_of_and_nobody_waits_
         RemoteWorker("toy", spec, SETTINGS)
 
 
+async def test_what_an_import_prints_in_the_child_is_a_line_of_its_log(spec, tmp_path, monkeypatch, capfd):
+    (tmp_path / "sitecustomize.py").write_text("print('a library says hello')\nprint(17)\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    worker = await asyncio.to_thread(RemoteWorker, "toy", spec, SETTINGS)
+    try:
+        assert worker.step == 0
+    finally:
+        await worker.close()
+    assert "a library says hello\n17\n" in capfd.readouterr().err
+
+
 async def test_a_model_that_cannot_be_loaded_is_refused_and_no_child_stays(tmp_path):
     before = set(psutil.Process().children())
     with pytest.raises(ModelError, match="no model folder at"):

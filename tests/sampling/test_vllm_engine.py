@@ -205,6 +205,22 @@ async def test_a_refused_adapter_raises_and_the_old_policy_goes_on(engine, folde
     assert (await draw(engine)).span.policy_version == 0
 
 
+async def test_an_adapter_whose_loading_was_not_answered_is_published_under_the_same_name_again(engine, folders, monkeypatch):
+    request = engine.server.connections.post
+
+    async def broken(path, values):
+        await request(path, values)
+        raise ConnectionResetError("the answer was lost")
+
+    monkeypatch.setattr(engine.server.connections, "post", broken)
+    with pytest.raises(EngineError, match="vLLM does not answer"):
+        await engine.publish(1, folders("v1"))
+    monkeypatch.undo()
+    await engine.publish(1, folders("v1-again"))
+    assert (await draw(engine)).span.policy_version == 1
+    assert (await told(engine))[1:4] == ["load policy@1", "unload policy@1", "load policy@1"]
+
+
 async def test_a_killed_server_fails_what_is_in_flight_and_the_next_request_starts_another(engine, folders, tmp_path):
     await engine.publish(1, folders("v1"))
     flying = await in_flight(engine, count=3)
