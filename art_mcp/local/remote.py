@@ -147,11 +147,7 @@ class RemoteWorker:
             for line in pipe:
                 if not line.endswith(b"\n"):
                     break  # the child died as it wrote this
-                reply = reply_of(line)
-                if reply is None:
-                    sys.stderr.write(line.decode(errors="replace"))  # printed by some import, before replies had the pipe
-                    continue
-                future = self._futures.pop(reply["id"], None)
+                future = self._futures.pop((reply := reply_of(line))["id"], None)
                 if future is None or not future.set_running_or_notify_cancel():
                     continue  # it was cancelled meanwhile
                 if "error" in reply:
@@ -168,13 +164,14 @@ class RemoteWorker:
                 future.set_exception(EngineError(self._ended))
 
 
-def reply_of(line: bytes) -> dict[str, Any] | None:
-    """A line of the child as the reply that it is; None where it is something else."""
-    try:
+def reply_of(line: bytes) -> dict[str, Any]:
+    """A reply of the child; what some import printed, before replies had the pipe for themselves, goes to stderr."""
+    with suppress(ValueError):
         reply: object = json.loads(line)
-    except ValueError:
-        return None
-    return cast("dict[str, Any]", reply) if isinstance(reply, dict) and "id" in reply else None
+        if isinstance(reply, dict) and "id" in reply:
+            return cast("dict[str, Any]", reply)
+    sys.stderr.write(line.decode(errors="replace"))
+    return {"id": None}
 
 
 def ending(code: int) -> str:
