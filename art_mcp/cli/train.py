@@ -138,7 +138,8 @@ def refuse_others(context: typer.Context) -> None:
 def show(report: dict[str, Any], *, json: bool) -> None:
     """The report for people: solved before, after the warm start where rewards followed one, and after, by level, with 95 %
     intervals; and for programs, where they want it."""
-    o.write(f"{report['run']}: {report['steps']} steps in {report['train_seconds']:.0f} s")
+    steps = "1 step" if report["steps"] == 1 else f"{report['steps']} steps"
+    o.write(f"{report['run']}: {steps} in {report['train_seconds']:.0f} s")
     warm: dict[str, Any] = report.get("warm_start", {})
     rewarded = bool(warm) and report["steps"] > warm["steps"]
     columns = ": before -> after the warm start -> after training" if rewarded else ""

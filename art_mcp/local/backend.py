@@ -241,6 +241,8 @@ class LocalBackend:
 
     def _worker(self, trainable: Trainable) -> AnyWorker:
         worker = self._workers.get(trainable.name)
+        if worker is None and trainable.name in self._dialects:
+            raise ModelError(f"the backend of model {trainable.name!r} is closed: use the model before, or register it anew")
         if worker is None:
             raise ModelError(f"model {trainable.name!r} is not registered here: `await model.register(backend)` first")
         return worker

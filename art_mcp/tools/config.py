@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
+from art_mcp.core.json_scan import remedy
 from art_mcp.core.names import suggest
 from art_mcp.errors import ConfigError, boundary
 from art_mcp.types import ServerSpec, Transport
@@ -39,7 +40,7 @@ def load_config(path: str | Path) -> Mapping[str, ServerSpec]:
     try:
         content: object = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}, line {error.lineno}, column {error.colno}: {error.msg}") from None
+        raise ConfigError(f"{path}, line {error.lineno}, column {error.colno}: {remedy(error)}") from None
     except RecursionError:
         raise ConfigError(f"{path}: its lists and objects are nested too deep") from None
     except ValueError:  # Python's own limit on the digits of an int

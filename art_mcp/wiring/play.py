@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from art_mcp.environment import load_environment
@@ -87,9 +89,19 @@ def spoken(messages: Sequence[Message]) -> list[tuple[str, str]]:
     return lines
 
 
+def context_ahead(source: str) -> int:
+    """The most tokens that the model of `source` was made for, without loading it; 32768 where no file here says it."""
+    from art_mcp.local.doctor_model import read_json
+    from art_mcp.local.models import base_of
+    from art_mcp.local.shape import context_of
+
+    config = Path(base_of(source)) / "config.json"
+    return context_of(read_json(config) if config.is_file() else {})
+
+
 async def check(setting: Setting, *, split: str, n: int, stream: TextIO) -> tuple[str, Verdict, Played | None]:
-    """What the model would see of the first scenario, whether lazy policies stay below the reference solution, and the
-    conversation of the verdict's example, if it has one; `stream` is told how far it is."""
+    """What the model would see of the first scenario, whether lazy policies stay below the reference solution within its
+    context, and the conversation of the verdict's example, if it has one; `stream` is told how far it is."""
     from art_mcp.agent.check import PLAYS, check_environment
     from art_mcp.agent.rollout import opening_of
     from art_mcp.local.models import load_dialect, load_tokenizer, model_source
@@ -112,7 +124,7 @@ async def check(setting: Setting, *, split: str, n: int, stream: TextIO) -> tupl
                 environment,
                 dialect=dialect,
                 toolbox=toolbox,
-                play=ScriptedSampler,
+                play=partial(ScriptedSampler, context_length=context_ahead(spec.source)),
                 split=split,
                 n=n,
                 progress=progress,

@@ -240,6 +240,16 @@ def test_check_shows_what_the_model_sees_and_the_reward_of_every_policy(project,
     assert "ok: the reference solution scores above every lazy policy" in out
 
 
+def test_check_plays_within_the_context_of_the_model(project, art):
+    path = project / "environments" / "sums.py"
+    path.write_text(path.read_text().replace('tools=["add"],', 'tools=["add"], system="sum " * 3000,'))
+    code, _, err = art("check", "sums", "--n", "2")
+    assert code == 2
+    assert re.search(
+        r"the opening has 3\d\d\d tokens and leaves no room for a turn: 2048 is the limit \(the model's context\)", err
+    )
+
+
 def test_check_finds_a_broken_reward_and_ends_with_1(project, art):
     code, out, _ = art("check", "lenient", "--n", "2")
     assert code == 1

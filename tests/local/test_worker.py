@@ -141,7 +141,7 @@ async def test_a_backend_trains_the_models_that_are_registered_with_it(tmp_path,
             await model.train([make_group([Span((1, 2))], [1.0])])
         await backend.save(model, str(tmp_path / "saved"))
     assert (tmp_path / "saved" / "model.safetensors").exists()
-    with pytest.raises(ModelError, match="not registered"):
+    with pytest.raises(ModelError, match="the backend of model 'toy' is closed"):
         await model.get_step()
 
 

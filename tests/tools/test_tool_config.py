@@ -101,6 +101,8 @@ def test_a_wrong_entry_is_one_clear_line(entry, message):
     ("text", "message"),
     [
         ('{"mcpServers": {\n  "a": {,}}}', "line 2, column 9"),
+        ('{"mcpServers": {\n  "a": {"command": "python",}}}', "line 2, column 29: remove the comma before the closing bracket"),
+        ('{\n  // mine\n  "mcpServers": {}}', "line 2, column 3: JSON has no comments; remove this one"),
         ('{"mcpServers": {}}', "names no servers"),
         ("[]", "names no servers"),
         ('{"servers": {"a": {}}}', "names no servers: .*; its 'servers' has to be called 'mcpServers'"),
