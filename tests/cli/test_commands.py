@@ -471,7 +471,7 @@ def test_a_training_run_from_the_command_line_reports_before_and_after_by_level(
     shape = ["--groups", "1", "--rollouts", "2", "--eval-n", "2", "--name", "short"]
     code, out, _ = art("train", HERE, "--steps", "1", *shape, "--json")
     assert code == 0
-    assert out.startswith("runs/short: 1 steps in ")
+    assert out.startswith("runs/short: 1 step in ")
     assert out.count("  level all  n=2 ") == out.count("  level   1  n=1 ") == 2
     report = json.loads(out.splitlines()[-1])
     assert report["run"] == "runs/short"
