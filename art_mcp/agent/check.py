@@ -8,9 +8,9 @@ from typing import Any
 
 from art_mcp.agent.lending import toolbox_for
 from art_mcp.agent.rollout import rollout
-from art_mcp.agent.verdict import EMPTY, REFERENCE, Verdict, blame, judge
+from art_mcp.agent.verdict import EMPTY, REFERENCE, Verdict, blame, judge, judge_alone
 from art_mcp.environment import Environment
-from art_mcp.errors import EnvironmentLoadError, RewardError
+from art_mcp.errors import RewardError
 from art_mcp.ports import Dialect, Progress, Sampler, Toolbox, Toolboxes
 from art_mcp.types import Message, Scenario, ScoredTrajectory, Tool, ToolCall
 
@@ -73,11 +73,6 @@ PLAYS = len(LAZY) + 3
 
 def reference(environment: Environment) -> Script:
     """The environment's own solution as turns: its calls one a turn, or together as it has them, then the answer."""
-    if environment.solution is None:
-        raise EnvironmentLoadError(
-            f"environment {environment.name!r} has no `solution` to compare lazy policies with: give it a function that "
-            "returns the calls and the answer of a scenario"
-        )
 
     def script(scenario: Scenario, tools: Sequence[Tool]) -> list[Message]:
         turns, text = environment.solve(scenario)
@@ -97,12 +92,13 @@ async def check_environment(
     progress: Progress | None = None,
 ) -> Verdict:
     """Plays the reference solution and the lazy policies in the first `n` scenarios of `split`, over the real tool servers.
-    Where that solves nothing, nothing is compared with it. Who calls no tool plays before it, when the servers are as they
-    started; an empty turn is also played right after each scenario's solution, and after all of them: what one rollout does
-    should not be counted for another. `progress` is told of each rollout, of which there are at most `PLAYS` a scenario.
+    Where that solves nothing, or there is none, nothing is compared with it. Who calls no tool plays before it, when the
+    servers are as they started; an empty turn is also played right after each scenario's solution, and after all of them: what
+    one rollout does should not be counted for another. `progress` is told of each rollout, of which there are at most `PLAYS` a
+    scenario.
 
-    Raises EnvironmentLoadError where there is no reference solution or it fails, and RewardError, naming who played what,
-    where a reward fails.
+    Raises EnvironmentLoadError where the reference solution fails, and RewardError, naming who played what, where a reward
+    fails.
     """
     scenarios = environment.split(split)[:n]
     scripts = {REFERENCE: reference(environment), **LAZY}
@@ -123,8 +119,12 @@ async def check_environment(
         return scored
 
     before = {name: [await go(name, scenario) for scenario in scenarios] for name in LAZY if name != BUSY}
-    played: dict[str, list[ScoredTrajectory]] = {REFERENCE: []}
-    after: list[ScoredTrajectory] = []
+    if environment.solution is None:
+        played = {**before, BUSY: [await go(BUSY, scenario) for scenario in scenarios]}
+        after = [await go(EMPTY, scenario) for scenario in scenarios]
+        return judge_alone(environment, played, before=before[EMPTY], after=after)
+    played = {REFERENCE: list[ScoredTrajectory]()}
+    after = list[ScoredTrajectory]()
     for scenario in scenarios:
         played[REFERENCE].append(await go(REFERENCE, scenario))
         after.append(await go(EMPTY, scenario))

@@ -18,6 +18,10 @@ Why = Callable[[str], str]
 
 REFERENCE, EMPTY = "reference solution", "empty turn"
 NOTHING_TO_COMPARE = "whether lazy policies score less than the reference solution, since it solves none of the scenarios"
+NO_REFERENCE = (
+    "whether lazy policies score less than a reference solution, since the environment has none: give it a `solution`, a "
+    "function that returns the calls and the answer of a scenario"
+)
 OWN_CALLS = (
     "let the reward depend on this rollout's own calls (trajectory.uses), and give each scenario an id that its calls carry"
 )
@@ -82,6 +86,24 @@ def judge(
         *tolerated(reference, reasons, environment=environment),
     )
     return Verdict(rewards, solved, tuple(failures), unchecked, warnings, example)
+
+
+def judge_alone(
+    environment: Environment,
+    played: Mapping[str, Sequence[ScoredTrajectory]],
+    *,
+    before: Sequence[ScoredTrajectory],
+    after: Sequence[ScoredTrajectory],
+) -> Verdict:
+    """The verdict where there is no reference solution: what each lazy policy scores, and those that solve everything.
+    `before`, `after`: empty turns before anything else, and after all of it."""
+    rewards = {name: fmean([one.reward for one in plays]) for name, plays in played.items()}
+    solved = {name: fmean([environment.solved(one) for one in plays]) for name, plays in played.items()}
+    winners = [name for name, share in solved.items() if share == 1]
+    warnings = (*gifts(before, environment=environment), *leaks(before, before, after, environment=environment))
+    example = example_of(winners[0], played[winners[0]][0]) if winners else None
+    failures = tuple(f"{name} solves every scenario" for name in winners)
+    return Verdict(rewards, solved, failures, (NO_REFERENCE,), warnings, example)
 
 
 def gifts(before: Sequence[ScoredTrajectory], *, environment: Environment) -> list[str]:

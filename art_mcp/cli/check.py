@@ -53,5 +53,5 @@ def show(opening: str, verdict: Any) -> None:
         o.write(o.harmless(f"FAILED: {failure}"))
     for question in verdict.unchecked:
         o.write(f"not checked: {question}")
-    if not verdict.failures:
+    if not verdict.failures and not verdict.unchecked:
         o.write("ok: the reference solution scores above every lazy policy")

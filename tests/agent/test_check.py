@@ -202,6 +202,14 @@ async def test_a_reward_that_fails_is_told_with_the_policy_and_the_scenario():
         await check(rewards={"number": lambda trajectory: float(int(trajectory.answer) == 41)})
 
 
-async def test_an_environment_without_a_reference_solution_cannot_be_checked():
-    with pytest.raises(EnvironmentLoadError, match="has no `solution`"):
-        await check(solution=None)
+async def test_without_a_reference_solution_what_lazy_policies_score_is_told_and_compared_with_nothing():
+    verdict = await check(solution=None)
+    assert verdict.failures == verdict.warnings == ()
+    assert verdict.rewards == dict.fromkeys(LAZY, 0.0) | {"constant answer": 0.25}
+    assert verdict.unchecked[0].startswith("whether lazy policies score less than a reference solution")
+
+
+async def test_without_a_reference_solution_a_lazy_policy_that_solves_everything_is_found():
+    verdict = await check(solution=None, rewards={"broken": lambda trajectory: float(trajectory.answer.isdigit())})
+    assert verdict.failures == ("constant answer solves every scenario", "calling every tool solves every scenario")
+    assert verdict.example.words.startswith("constant answer in scenario")

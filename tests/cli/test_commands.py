@@ -240,6 +240,17 @@ def test_check_shows_what_the_model_sees_and_the_reward_of_every_policy(project,
     assert "ok: the reference solution scores above every lazy policy" in out
 
 
+def test_check_shows_an_environment_without_a_reference_solution_and_says_what_is_not_checked(project, art):
+    path = project / "environments" / "sums.py"
+    path.write_text("\n".join(line for line in path.read_text().splitlines() if "solution=" not in line))
+    code, out, _ = art("check", "sums", "--n", "2")
+    assert code == 0
+    assert "What is 1 + 1?" in out
+    assert "constant answer" in out
+    assert "not checked: whether lazy policies score less than a reference solution" in out
+    assert "ok:" not in out
+
+
 def test_check_plays_within_the_context_of_the_model(project, art):
     path = project / "environments" / "sums.py"
     path.write_text(path.read_text().replace('tools=["add"],', 'tools=["add"], system="sum " * 3000,'))
