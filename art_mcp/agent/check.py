@@ -102,7 +102,6 @@ async def check_environment(
     """
     scenarios = environment.split(split)[:n]
     scripts = {REFERENCE: reference(environment), **LAZY}
-
     reasons: list[str] = []
 
     async def go(name: str, scenario: Scenario) -> ScoredTrajectory:
@@ -123,8 +122,7 @@ async def check_environment(
         played = {**before, BUSY: [await go(BUSY, scenario) for scenario in scenarios]}
         after = [await go(EMPTY, scenario) for scenario in scenarios]
         return judge_alone(environment, played, before=before[EMPTY], after=after)
-    played = {REFERENCE: list[ScoredTrajectory]()}
-    after = list[ScoredTrajectory]()
+    played, after = {REFERENCE: list[ScoredTrajectory]()}, list[ScoredTrajectory]()
     for scenario in scenarios:
         played[REFERENCE].append(await go(REFERENCE, scenario))
         after.append(await go(EMPTY, scenario))
