@@ -78,7 +78,8 @@ class TorchTrainer:
         return 1.5e-4 if small else 1e-5
 
     def step(self, samples: Sequence[Sample], config: TrainConfig, *, step: int) -> dict[str, float]:
-        """One optimizer step over the whole batch; `step` counts from 0 and drives the warm-up.
+        """One optimizer step over the whole batch; `step` is the run's, for whoever reads of it. The warm-up counts the steps
+        of the optimizer itself, which begins anew after demonstrations.
 
         A batch without any signal changes nothing, not even the optimizer's state. Raises TrainError for demonstrations,
         and when the gradient is not finite (then too, nothing is changed).
@@ -239,10 +240,14 @@ class TorchTrainer:
             reference = self.score_rows(rows, opening, temperature=config.temperature, decoder=self._reference)
         return loss.kl_penalty(scores.log_probs, reference.log_probs)
 
+    def _taken(self) -> int:
+        """How many steps the optimizer has taken since it began, or was reset: what its moments know."""
+        return max((int(entry["step"]) for entry in self.optimizer.state.values()), default=0)
+
     def _update(self, config: TrainConfig, step: int, *, culprits: Callable[[], str]) -> float:
         rate = self.default_learning_rate() if config.learning_rate is None else config.learning_rate
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
+            group["lr"] = rate * min(1.0, (self._taken() + 1) / max(1, config.warmup_steps))
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, config.max_grad_norm))
         finite = math.isfinite(norm)
         if finite:
