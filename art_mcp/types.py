@@ -357,7 +357,7 @@ class TrainConfig:
     """The objective and the optimizer. The defaults: group mean baseline, CISPO weight ("reinforce": weight 1), token mean."""
 
     learning_rate: float | None = None
-    """None: 1e-4 for LoRA, 1.5e-4 for models under 10 M parameters, 1e-5 otherwise."""
+    """None: 1e-4 for LoRA, 1.5e-4 for models under 10 M parameters (3e-5 where demonstrations taught them), 1e-5 otherwise."""
     objective: Literal["cispo", "reinforce", "ppo", "gspo"] = "cispo"
     baseline: Literal["mean", "leave_one_out"] = "mean"
     scale_advantages: bool = False
@@ -369,6 +369,7 @@ class TrainConfig:
     sequence_ratio_bounds: tuple[float, float] | None = None
     max_grad_norm: float = 1.0
     warmup_steps: int = 5
+    """Steps in which the rate rises, counted since the optimizer began: at the run's start, and after demonstrations."""
     temperature: float = 1.0
     share_prefix: bool = True
     micro_batch_tokens: int = 4096
