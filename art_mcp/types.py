@@ -369,7 +369,6 @@ class TrainConfig:
     sequence_ratio_bounds: tuple[float, float] | None = None
     max_grad_norm: float = 1.0
     warmup_steps: int = 5
-    """Steps in which the rate rises, counted since the optimizer began: at the run's start, and after demonstrations."""
     temperature: float = 1.0
     share_prefix: bool = True
     micro_batch_tokens: int = 4096
