@@ -27,7 +27,10 @@ RunOrNone = Annotated[
     str | None,
     typer.Option("--resume", metavar="RUN", help="Go on with this run.", autocompletion=completion.runs),
 ]
-LearningRate = Annotated[float | None, typer.Option("--lr", min=0, help="Default: 1e-4 (LoRA), 1.5e-4 (tiny), else 1e-5.")]
+LearningRate = Annotated[
+    float | None,
+    typer.Option("--lr", min=0, help="Default: 1e-4 (LoRA), 1.5e-4 (tiny; 3e-5 after demonstrations), else 1e-5."),
+]
 Temperature = Annotated[
     float, typer.Option("--temperature", min=0.01, help="Of the rollouts; 1.2 explores more where groups are mostly ties.")
 ]

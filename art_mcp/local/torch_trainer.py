@@ -21,6 +21,7 @@ from art_mcp.local import loss
 from art_mcp.local.finite import name_culprits
 from art_mcp.local.master import Masters
 from art_mcp.local.packing import Row, micro_batches, pack, plan_rows
+from art_mcp.local.rates import reward_rate
 from art_mcp.sampling.decoder import MASKED, Decoder, LeanDecoder, NoCache, Prefix, compute_prefix, make_decoder, on
 from art_mcp.types import Sample, TrainConfig
 
@@ -30,16 +31,6 @@ LOGIT_CELLS = 2**25
 """Logits kept at once: with a large vocabulary they are computed in chunks, and again in the backward pass."""
 RECOMPUTED_MODEL = 1_000_000_000
 """Parameters from which activations on a GPU are computed again in the backward pass rather than kept."""
-LARGE_MODEL = 10_000_000
-"""Parameters from which full training takes the smaller default learning rate."""
-
-
-def imitation_rate(*, lora: bool, parameters: int) -> float:
-    """The highest learning rate of a supervised start, where none is given: 2e-4 for LoRA, 1e-3 for models under 10 M
-    parameters, 2e-5 for the full weights of larger ones."""
-    if lora:
-        return 2e-4
-    return 1e-3 if parameters < LARGE_MODEL else 2e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +60,17 @@ class TorchTrainer:
         self.optimizer = torch.optim.AdamW(self._parameters, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0)
         self._adapters = hasattr(model, "peft_config")
         self._reference: Decoder | None = None
+        self.taught = False
+        """Whether demonstrations had a part in the weights; a checkpoint says so too."""
 
     def default_learning_rate(self) -> float:
-        """1e-4 for LoRA, 1.5e-4 for models under 10 M parameters, 1e-5 for the full weights of larger ones."""
-        small = sum(parameter.numel() for parameter in self.model.parameters()) < LARGE_MODEL
-        if self._adapters:
-            return 1e-4
-        return 1.5e-4 if small else 1e-5
+        """What a step by reward takes where no rate is given (`reward_rate`)."""
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        return reward_rate(lora=self._adapters, parameters=parameters, taught=self.taught)
 
     def step(self, samples: Sequence[Sample], config: TrainConfig, *, step: int) -> dict[str, float]:
-        """One optimizer step over the whole batch; `step` counts from 0 and drives the warm-up.
+        """One optimizer step over the whole batch; `step` is the run's, for whoever reads of it. The warm-up counts the steps
+        of the optimizer itself, which begins anew after demonstrations.
 
         A batch without any signal changes nothing, not even the optimizer's state. Raises TrainError for demonstrations,
         and when the gradient is not finite (then too, nothing is changed).
@@ -117,6 +109,7 @@ class TorchTrainer:
         with self.opened(samples, config) as (opening, batches):
             summed = sum(learn(batch, opening) for batch in batches)
         norm = self._update(config, step, culprits=partial(name_culprits, self, samples, config, among=samples, again=learn))
+        self.taught = True
         return {"loss": summed, "gradient_norm": norm, "trainable_tokens": float(total)}
 
     def score(self, samples: Sequence[Sample], *, prefix: int, temperature: float, decoder: Decoder | None = None) -> Scores:
@@ -239,10 +232,14 @@ class TorchTrainer:
             reference = self.score_rows(rows, opening, temperature=config.temperature, decoder=self._reference)
         return loss.kl_penalty(scores.log_probs, reference.log_probs)
 
+    def _taken(self) -> int:
+        """How many steps the optimizer has taken since it began, or was reset: what its moments know."""
+        return max((int(entry["step"]) for entry in self.optimizer.state.values()), default=0)
+
     def _update(self, config: TrainConfig, step: int, *, culprits: Callable[[], str]) -> float:
         rate = self.default_learning_rate() if config.learning_rate is None else config.learning_rate
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
+            group["lr"] = rate * min(1.0, (self._taken() + 1) / max(1, config.warmup_steps))
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, config.max_grad_norm))
         finite = math.isfinite(norm)
         if finite:

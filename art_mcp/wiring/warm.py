@@ -97,7 +97,7 @@ async def learn_by_example(
 ) -> dict[str, Any]:
     """The supervised steps that are left, recorded by `others` too, and a checkpoint whose optimizer begins anew; returns what
     the manifest says."""
-    from art_mcp.local.torch_trainer import imitation_rate
+    from art_mcp.local.rates import imitation_rate
 
     async def imitate(samples: Sequence[Sample], config: TrainConfig) -> Mapping[str, float]:
         return await stage.backend.imitate(stage.model, samples, config=config)

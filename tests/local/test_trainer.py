@@ -9,7 +9,7 @@ from toys import FALLBACK, LEAN, draw_tokens, log_probs_of, make_model, open_eng
 
 from art_mcp.core.samples import common_prefix, demonstration
 from art_mcp.errors import TrainError
-from art_mcp.local import torch_trainer
+from art_mcp.local import rates, torch_trainer
 from art_mcp.local.models import add_lora
 from art_mcp.local.torch_trainer import CONSTANT_LENGTH, TorchTrainer
 from art_mcp.types import LoraSpec, Sample, SamplingParams, TrainConfig
@@ -302,9 +302,20 @@ def test_the_gradient_is_clipped():
 def test_the_learning_rate_warms_up():
     trainer = TorchTrainer(make_model())
     config = PLAIN.with_(learning_rate=1e-3, warmup_steps=4)
-    rates = [trainer.step([make_sample(1)], config, step=step)["learning_rate"] for step in range(6)]
-    assert rates == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3, 1e-3])
+    taken = [trainer.step([make_sample(1)], config, step=step)["learning_rate"] for step in range(6)]
+    assert taken == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3, 1e-3])
     assert trainer.step([make_sample(1)], config.with_(warmup_steps=0), step=0)["learning_rate"] == 1e-3
+
+
+def test_the_learning_rate_warms_up_again_where_the_optimizer_begins_anew_and_a_step_without_signal_does_not_count():
+    trainer = TorchTrainer(make_model())
+    config = PLAIN.with_(learning_rate=1e-3, warmup_steps=4)
+    for step in range(6):
+        trainer.imitate([make_demonstration(1)], config.with_(warmup_steps=0), step=step)
+    trainer.optimizer.state.clear()
+    assert trainer.step([make_sample(1)], config, step=6)["learning_rate"] == pytest.approx(2.5e-4)
+    trainer.step([make_sample(1, advantage=0.0)], config, step=7)
+    assert trainer.step([make_sample(1)], config, step=8)["learning_rate"] == pytest.approx(5e-4)
 
 
 def test_a_learning_rate_of_zero_is_not_the_default():
@@ -315,11 +326,23 @@ def test_a_learning_rate_of_zero_is_not_the_default():
 
 
 def test_learning_rates_by_default(monkeypatch):
-    trainer = TorchTrainer(make_model())
-    assert trainer.step([make_sample(1)], PLAIN, step=9)["learning_rate"] == 1.5e-4
-    monkeypatch.setattr(torch_trainer, "LARGE_MODEL", 1000)
-    assert trainer.step([make_sample(1)], PLAIN, step=9)["learning_rate"] == 1e-5
+    trainer, config = TorchTrainer(make_model()), PLAIN.with_(warmup_steps=0)
+    assert trainer.step([make_sample(1)], config, step=9)["learning_rate"] == 1.5e-4
+    monkeypatch.setattr(rates, "LARGE_MODEL", 1000)
+    assert trainer.step([make_sample(1)], config, step=9)["learning_rate"] == 1e-5
     assert TorchTrainer(with_adapters(make_model())).default_learning_rate() == 1e-4
+
+
+def test_a_small_model_that_demonstrations_taught_learns_from_rewards_at_a_fifth_of_the_rate(monkeypatch):
+    trainer, config = TorchTrainer(make_model()), PLAIN.with_(warmup_steps=0)
+    trainer.imitate([make_demonstration(1)], PLAIN.with_(learning_rate=1e-3), step=0)
+    assert trainer.step([make_sample(1)], config, step=1)["learning_rate"] == pytest.approx(1.5e-4 / 5)
+    assert trainer.step([make_sample(1)], config.with_(learning_rate=0.1), step=2)["learning_rate"] == 0.1
+    monkeypatch.setattr(rates, "LARGE_MODEL", 1000)
+    assert trainer.default_learning_rate() == 1e-5
+    adapted = TorchTrainer(with_adapters(make_model()))
+    adapted.imitate([make_demonstration(1)], PLAIN.with_(learning_rate=1e-3), step=0)
+    assert adapted.default_learning_rate() == 1e-4
 
 
 def test_a_step_makes_what_was_rewarded_likelier():
