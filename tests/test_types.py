@@ -111,7 +111,7 @@ def test_training_runs_from_the_wheel_beside_servers_and_environments_alone(inst
     assert where_it_is(installed, tmp_path).is_relative_to(installed)
     command = "train calculator --steps 1 --eval-n 4 --groups 2 --rollouts 2 --name first"
     output = run(installed / "bin" / "art-mcp", *command.split(), cwd=tmp_path)
-    assert "1 steps" in output
+    assert "1 step in" in output
     assert output.count("n=4 ") == 2
     checkpoint = tmp_path / "runs" / "first" / "checkpoints" / "step-000001"
     assert (checkpoint / "model.safetensors").stat().st_size > 1_000_000
