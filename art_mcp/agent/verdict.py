@@ -64,8 +64,7 @@ def judge(
     """The verdict on what each policy `played`, the reference solution among them. Where that solves nothing, there is nothing
     with which the lazy policies could be compared. `reasons`: of each of its plays, what `blame` said. `before`, `after`: empty
     turns before anything else, and right after the reference solution of the same scenario."""
-    rewards = {name: fmean([one.reward for one in plays]) for name, plays in played.items()}
-    solved = {name: fmean([environment.solved(one) for one in plays]) for name, plays in played.items()}
+    rewards, solved = means(played, environment=environment)
     reference = played[REFERENCE]
     failures = [*refusals(reference, reasons, environment=environment), *unexplained(reference, environment=environment)]
     unchecked: tuple[str, ...] = ()
@@ -97,13 +96,20 @@ def judge_alone(
 ) -> Verdict:
     """The verdict where there is no reference solution: what each lazy policy scores, and those that solve everything.
     `before`, `after`: empty turns before anything else, and after all of it."""
-    rewards = {name: fmean([one.reward for one in plays]) for name, plays in played.items()}
-    solved = {name: fmean([environment.solved(one) for one in plays]) for name, plays in played.items()}
+    rewards, solved = means(played, environment=environment)
     winners = [name for name, share in solved.items() if share == 1]
     warnings = (*gifts(before, environment=environment), *leaks(before, before, after, environment=environment))
     example = example_of(winners[0], played[winners[0]][0]) if winners else None
     failures = tuple(f"{name} solves every scenario" for name in winners)
     return Verdict(rewards, solved, failures, (NO_REFERENCE,), warnings, example)
+
+
+def means(
+    played: Mapping[str, Sequence[ScoredTrajectory]], *, environment: Environment
+) -> tuple[dict[str, float], dict[str, float]]:
+    """The mean reward of each policy, and the share that it solved."""
+    rewards = {name: fmean([one.reward for one in plays]) for name, plays in played.items()}
+    return rewards, {name: fmean([environment.solved(one) for one in plays]) for name, plays in played.items()}
 
 
 def gifts(before: Sequence[ScoredTrajectory], *, environment: Environment) -> list[str]:

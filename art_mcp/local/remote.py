@@ -147,7 +147,8 @@ class RemoteWorker:
             for line in pipe:
                 if not line.endswith(b"\n"):
                     break  # the child died as it wrote this
-                future = self._futures.pop((reply := reply_of(line))["id"], None)
+                reply = reply_of(line)
+                future = self._futures.pop(reply["id"], None)
                 if future is None or not future.set_running_or_notify_cancel():
                     continue  # it was cancelled meanwhile
                 if "error" in reply:
@@ -271,8 +272,7 @@ class Child:
 
     async def _learn(self, work: Learn, message: dict[str, Any]) -> dict[str, Any]:
         config = message["config"]
-        bounds = config["sequence_ratio_bounds"]
-        config["sequence_ratio_bounds"] = tuple(bounds) if bounds else None
+        config["sequence_ratio_bounds"] = tuple(config["sequence_ratio_bounds"] or ()) or None
         metrics = await work([unpacked(parts) for parts in message["samples"]], TrainConfig(**config))
         return {"metrics": metrics, "step": self.worker.step}
 

@@ -28,6 +28,7 @@ ANSWER_SECONDS = 1.0
 """Answers are handed on after so long: their tools may take longer than a large model's weights, and can run meanwhile."""
 
 CLOSE_SECONDS = 10.0
+"""How long closing waits for a step that is under way, which fails when its trainer is gone."""
 
 
 class Trains(Protocol):
