@@ -357,7 +357,7 @@ class TrainConfig:
     """The objective and the optimizer. The defaults: group mean baseline, CISPO weight ("reinforce": weight 1), token mean."""
 
     learning_rate: float | None = None
-    """None: 1e-4 for LoRA, 1.5e-4 for models under 10 M parameters (3e-5 where demonstrations taught them), 1e-5 otherwise."""
+    """None: 1e-4 for LoRA, 3e-4 for models under 10 M parameters, 1e-5 otherwise. `target_kl` bounds what a step of it does."""
     objective: Literal["cispo", "reinforce", "ppo", "gspo"] = "cispo"
     baseline: Literal["mean", "leave_one_out"] = "mean"
     scale_advantages: bool = False
@@ -368,6 +368,8 @@ class TrainConfig:
     kl_beta: float = 0.0
     sequence_ratio_bounds: tuple[float, float] | None = None
     max_grad_norm: float = 1.0
+    target_kl: float | None = 5e-4
+    """A step that moves the policy by a larger KL is scaled down to it, measured on its own samples; None: whole steps."""
     warmup_steps: int = 5
     temperature: float = 1.0
     share_prefix: bool = True

@@ -53,6 +53,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=300.0, help="supervised start and reinforcement learning together")
     parser.add_argument("--steps", type=int, help="at most so many steps of reinforcement learning")
     parser.add_argument("--final-rate", type=float, help="the rate falls to this along a cosine")
+    parser.add_argument("--target-kl", type=float, default=5e-4, help="how far a step may go, in nats a token; 0: any distance")
     parser.add_argument("--temperature", type=float, default=1.0, help="of the rollouts that are learned from")
     parser.add_argument("--scale-advantages", action="store_true")
     parser.add_argument("--objective", choices=("cispo", "reinforce", "ppo", "gspo"), default="cispo")
@@ -110,6 +111,7 @@ async def evaluate_all(
             found[f"{condition.name}/{decoding}"] = figures
             run.report.add(**{label: found})
             main = figures.get("levels_1_5", {})
+            main = main if main.get("n") else figures  # where levels 6 to 8 are asked alone
             shown = f"{main.get('solved')} of {main.get('n')} in {figures.get('seconds')} s"
             run.clock.say(f"{label} {condition.name} {decoding}: {shown}")
     dump(run.arguments.dump, label, [make_sample(one.trajectory, 1.0) for one in kept])

@@ -44,6 +44,7 @@ class Run:
         given = self.arguments
         return TrainConfig(
             learning_rate=given.learning_rate,
+            target_kl=given.target_kl or None,
             scale_advantages=given.scale_advantages,
             objective=given.objective,
             micro_batch_tokens=given.micro_batch_tokens,

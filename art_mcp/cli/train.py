@@ -29,7 +29,10 @@ RunOrNone = Annotated[
 ]
 LearningRate = Annotated[
     float | None,
-    typer.Option("--lr", min=0, help="Default: 1e-4 (LoRA), 1.5e-4 (tiny; 3e-5 after demonstrations), else 1e-5."),
+    typer.Option("--lr", min=0, help="Default: 1e-4 (LoRA), 3e-4 (under 10 M parameters), else 1e-5."),
+]
+TargetKl = Annotated[
+    float, typer.Option("--target-kl", min=0, help="How far a step may move the policy, in nats a token; 0: any distance.")
 ]
 Temperature = Annotated[
     float, typer.Option("--temperature", min=0.01, help="Of the rollouts; 1.2 explores more where groups are mostly ties.")
@@ -68,6 +71,7 @@ def command(
     groups: Annotated[int, typer.Option("--groups", min=1, help="Scenarios in a step.")] = 16,
     rollouts: Annotated[int, typer.Option("--rollouts", min=2, help="Rollouts of each scenario.")] = 8,
     learning_rate: LearningRate = None,
+    target_kl: TargetKl = 5e-4,
     temperature: Temperature = 1.0,
     lora: o.Lora = None,
     warm_start: WarmStart = None,
@@ -119,7 +123,7 @@ def asked_for(given: Mapping[str, Any], limits: Mapping[str, Any]) -> Training:
     shape = {name: given[name] for name in ("groups", "rollouts", "concurrency", "save_every", "seed", "overlap")}
     plan = Plan(**shape, **(limits or {"steps": DEFAULT_STEPS}), draw="solved" if given["curriculum"] else "uniform")
     objective = {name: given[name] for name in ("learning_rate", "temperature", "control", "seed")}
-    config = TrainConfig(**objective)
+    config = TrainConfig(**objective, target_kl=given["target_kl"] or None)
     epochs: float = given["warm_epochs"]
     if epochs != 1.0 and not given["warm_start"]:
         raise ConfigError(f"--warm-epochs {epochs:g} is how often demonstrations are seen: name --warm-start N too")

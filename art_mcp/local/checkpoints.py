@@ -68,7 +68,7 @@ def save_checkpoint(folder: Path, *, trainer: TorchTrainer, tokenizer: Any, step
         if trainer.masters:
             state["masters"] = [master.detach() for master in trainer.masters.moved]
         torch.save(state, aside / OPTIMIZER_FILE)
-        (aside / STATE_FILE).write_text(json.dumps({"step": step, "taught": trainer.taught}))
+        (aside / STATE_FILE).write_text(json.dumps({"step": step}))
 
 
 def write_weights(folder: Path, *, trainer: TorchTrainer, tokenizer: Any) -> None:
@@ -123,12 +123,3 @@ def load_checkpoint(folder: Path, trainer: TorchTrainer) -> int:
         trainer.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
         return int(json.loads((folder / STATE_FILE).read_text())["step"])
-
-
-def was_taught(folder: Path) -> bool:
-    """Whether `folder` is a checkpoint of weights in which demonstrations had a part."""
-    path = folder / STATE_FILE
-    if not path.is_file():
-        return False
-    with boundary(RunError, f"reading {path}", OSError, ValueError, AttributeError):
-        return bool(json.loads(path.read_text()).get("taught"))

@@ -105,8 +105,9 @@ class Estimate:
 def estimate(shape: Shape, load: Load, *, lora: int | None = None, file_bytes: int = 0) -> Estimate:
     """Peaks in bytes for float32 on a CPU; all weights are trained, or adapters of rank `lora`.
 
-    Weights 4 bytes, gradients 4 and AdamW's two moments 8 for each trained parameter (arXiv:1711.05101); activations are what
-    autograd keeps of each operation for its backward pass (as arXiv:2205.05198, section 4, counts them, for our operations).
+    Weights 4 bytes, and for each trained parameter gradients 4, AdamW's two moments 8 (arXiv:1711.05101) and, while a step is
+    taken, 4 for what it was before (`local.trust`); activations are what autograd keeps of each operation for its backward pass
+    (as arXiv:2205.05198, section 4, counts them, for our operations).
     `file_bytes`: of the weight files, which are mapped while they are loaded.
     """
     adapters = 0 if lora is None else shape.adapters(lora)
@@ -117,7 +118,7 @@ def estimate(shape: Shape, load: Load, *, lora: int | None = None, file_bytes: i
     kept = weights + optimizer + cache + load.shared * shape.token_bytes
     batches = planned(load)
     widest = max(batches, key=lambda batch: activations(shape, batch, lora=lora))
-    update = kept + gradients + (2 * shape.matrix if lora is None else 0) * FLOAT
+    update = kept + gradients + trained * FLOAT + (2 * shape.matrix if lora is None else 0) * FLOAT
     return Estimate(
         weights=weights,
         gradients=gradients,

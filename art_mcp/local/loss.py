@@ -33,9 +33,8 @@ def policy_loss(
     if config.sequence_ratio_bounds is not None:
         inside = geometric_mask(log_ratio.detach(), rows, config.sequence_ratio_bounds)
         losses, clipped = losses * inside, torch.maximum(clipped, 1 - inside)
-    # k3 estimator of KL(sampled ‖ new), Schulman 2020, joschu.net/blog/kl-approx.html
-    divergence = ratio - 1 - log_ratio.detach()
-    return losses, {"ratio": ratio, "clipped": clipped, "kl": divergence, "mismatch": log_ratio.detach().abs()}
+    figures = {"ratio": ratio, "clipped": clipped, "kl": k3(log_ratio.detach()), "mismatch": log_ratio.detach().abs()}
+    return losses, figures
 
 
 def ppo(new: Tensor, sampled: Tensor, advantages: Tensor, config: TrainConfig) -> tuple[Tensor, Tensor]:
@@ -68,8 +67,13 @@ def row_means(values: Tensor, rows: Tensor) -> Tensor:
 
 def kl_penalty(new: Tensor, reference: Tensor) -> Tensor:
     """k3 estimator of KL(new ‖ reference) per token, with gradient (GRPO, arXiv:2402.03300, eq. 4)."""
-    difference = reference - new
-    return difference.exp() - difference - 1
+    return k3(reference - new)
+
+
+def k3(log_ratio: Tensor) -> Tensor:
+    """Of log (q / p) at what p sampled: an estimate of KL(p ‖ q) that is never negative (Schulman 2020,
+    joschu.net/blog/kl-approx.html)."""
+    return log_ratio.exp() - 1 - log_ratio
 
 
 def token_weights(trainable_counts: list[int], config: TrainConfig, *, constant: int) -> list[float]:

@@ -22,6 +22,7 @@ from art_mcp.local.finite import name_culprits
 from art_mcp.local.master import Masters
 from art_mcp.local.packing import Row, micro_batches, pack, plan_rows
 from art_mcp.local.rates import reward_rate
+from art_mcp.local.trust import Probe, divergence, hold, probed
 from art_mcp.sampling.decoder import MASKED, Decoder, LeanDecoder, NoCache, Prefix, compute_prefix, make_decoder, on
 from art_mcp.types import Sample, TrainConfig
 
@@ -60,13 +61,11 @@ class TorchTrainer:
         self.optimizer = torch.optim.AdamW(self._parameters, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0)
         self._adapters = hasattr(model, "peft_config")
         self._reference: Decoder | None = None
-        self.taught = False
-        """Whether demonstrations had a part in the weights; a checkpoint says so too."""
 
     def default_learning_rate(self) -> float:
         """What a step by reward takes where no rate is given (`reward_rate`)."""
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        return reward_rate(lora=self._adapters, parameters=parameters, taught=self.taught)
+        return reward_rate(lora=self._adapters, parameters=parameters)
 
     def step(self, samples: Sequence[Sample], config: TrainConfig, *, step: int) -> dict[str, float]:
         """One optimizer step over the whole batch; `step` is the run's, for whoever reads of it. The warm-up counts the steps
@@ -84,14 +83,19 @@ class TorchTrainer:
         if not any(sample.advantage for sample, _ in used):
             return {**metrics, "loss": 0.0, "gradient_norm": 0.0}
         self._check_reference(config)
-        figures = self._accumulate(used, config)
+        figures, probes = self._accumulate(used, config)
         weight_of = {id(sample): weight for sample, weight in used}
 
         def again(batch: Sequence[Row], opening: Prefix) -> None:
             self._learn(batch, opening, weight_of, config=config)
 
         culprits = partial(name_culprits, self, [sample for sample, _ in used], config, among=samples, again=again)
+        before = [] if config.target_kl is None else [parameter.detach().clone() for parameter in self._parameters]
         norm = self._update(config, step, culprits=culprits)
+        if config.target_kl is not None:
+            figures["step_kl"] = divergence(self, [sample for sample, _ in used], probes, config)
+            figures["step_kept"] = hold(self._parameters, before, kl=figures["step_kl"], target=config.target_kl)
+            self.masters.round()
         return {**metrics, **figures, "gradient_norm": norm, "learning_rate": float(self.optimizer.param_groups[0]["lr"])}
 
     def imitate(self, samples: Sequence[Sample], config: TrainConfig, *, step: int) -> dict[str, float]:
@@ -109,7 +113,6 @@ class TorchTrainer:
         with self.opened(samples, config) as (opening, batches):
             summed = sum(learn(batch, opening) for batch in batches)
         norm = self._update(config, step, culprits=partial(name_culprits, self, samples, config, among=samples, again=learn))
-        self.taught = True
         return {"loss": summed, "gradient_norm": norm, "trainable_tokens": float(total)}
 
     def score(self, samples: Sequence[Sample], *, prefix: int, temperature: float, decoder: Decoder | None = None) -> Scores:
@@ -174,7 +177,7 @@ class TorchTrainer:
 
     def accumulate(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
         """Adds the gradient of the whole batch to the parameters without a step."""
-        return self._accumulate(self._weighted(samples, config), config)
+        return self._accumulate(self._weighted(samples, config), config)[0]
 
     def _begin(self, samples: Sequence[Sample]) -> None:
         """Forgets the gradients of a step that failed half-way, and refuses what cannot be trained or scored."""
@@ -192,19 +195,25 @@ class TorchTrainer:
         if config.kl_beta and not self._adapters and self._reference is None and self.optimizer.state:
             raise TrainError("kl_beta needs the weights from before the first step, which are gone: train LoRA, or start anew")
 
-    def _accumulate(self, used: Sequence[tuple[Sample, float]], config: TrainConfig) -> dict[str, float]:
+    def _accumulate(self, used: Sequence[tuple[Sample, float]], config: TrainConfig) -> tuple[dict[str, float], list[Probe]]:
         weight_of = {id(sample): weight for sample, weight in used}
         totals: Counter[str] = Counter()
         worst = 0.0
-        with self.opened([sample for sample, _ in used], config) as (opening, batches):
-            for batch in batches:
+        probes: list[Probe] = []
+        with self.opened([sample for sample, _ in used], config) as (opening, planned):
+            batches = list(planned)
+            chosen = probed(len(batches))
+            for place, batch in enumerate(batches):
                 figures, summed = self._learn(batch, opening, weight_of, config=config)
+                log_probs = figures.pop("log_probs")
+                if place in chosen:
+                    probes.append(Probe(batch, log_probs))
                 totals.update({name: float(values.double().sum()) for name, values in figures.items()})
                 totals.update({"loss": summed, "tokens": len(figures["ratio"])})
                 worst = max(worst, float(figures["mismatch"].max()))
         count = max(1.0, totals.pop("tokens"))
         summed = totals.pop("loss")
-        return {"loss": summed, "mismatch_max": worst} | {name: value / count for name, value in totals.items()}
+        return {"loss": summed, "mismatch_max": worst} | {name: value / count for name, value in totals.items()}, probes
 
     def _learn(
         self, rows: Sequence[Row], opening: Prefix, weight_of: Mapping[int, float], *, config: TrainConfig
@@ -222,7 +231,7 @@ class TorchTrainer:
             losses = losses + config.kl_beta * self._penalty(rows, scores, length=opening.length, config=config)
         total = (losses * weights).sum()
         backward(total)
-        return {**figures, "entropy": scores.entropies}, total.item()
+        return {**figures, "entropy": scores.entropies, "log_probs": scores.log_probs.detach()}, total.item()
 
     def _penalty(self, rows: Sequence[Row], scores: Scores, *, length: int, config: TrainConfig) -> Tensor:
         if self._reference is None:

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from art_mcp.errors import ConfigError, ModelError
-from art_mcp.local.checkpoints import load_checkpoint, save_checkpoint, was_taught, write_weights
+from art_mcp.local.checkpoints import load_checkpoint, save_checkpoint, write_weights
 from art_mcp.local.models import Loaded, context_of, load_model
 from art_mcp.local.torch_trainer import TorchTrainer
 from art_mcp.sampling.transformers_engine import TransformersEngine
@@ -88,7 +88,6 @@ class Worker:
         self._sampling_threads = 1 if small and settings.threads is None else self._threads
         self._tokenizer = loaded.tokenizer
         self.step = load_checkpoint(Path(spec.source), self.trainer) if spec.resume else 0
-        self.trainer.taught = was_taught(Path(spec.source))
         self.engine = TransformersEngine(
             self.trainer.decoder,
             policy=Policy(name, self.step),

@@ -6,26 +6,22 @@ import subprocess
 import sys
 from pathlib import Path
 
-import anyio
 import pytest
 import torch
 from safetensors.torch import load_file
 from toys import draw_tokens, log_probs_of, save_toy
 
-from art_mcp.core.samples import demonstration
 from art_mcp.errors import ArtMcpError, RunError
 from art_mcp.local.checkpoints import (
     OPTIMIZER_FILE,
     STATE_FILE,
     load_checkpoint,
     save_checkpoint,
-    was_taught,
     write_weights,
     written_aside,
 )
 from art_mcp.local.models import load_model
 from art_mcp.local.torch_trainer import TorchTrainer
-from art_mcp.local.worker import Settings, Worker
 from art_mcp.types import LoraSpec, ModelSpec, Sample, TrainConfig
 
 CONFIG = TrainConfig(learning_rate=1e-3)
@@ -276,23 +272,6 @@ def test_a_process_killed_at_any_moment_leaves_a_whole_checkpoint_for_the_next_t
     assert (left[0], mended[0], left[-1], mended[-1]) == (old, old, new, new)
     assert [state for state in after_removal if state not in (old, None)] == []  # what is half removed never comes back
     assert names(tmp_path / "runs") == []
-
-
-@pytest.mark.parametrize("taught", [False, True])
-def test_a_checkpoint_tells_whether_demonstrations_had_a_part_in_it(tmp_path, toy, taught):
-    worker = Worker("toy", ModelSpec(source=str(toy)), Settings())
-    if taught:
-        tokens = tuple(draw_tokens(9, seed=1))
-        worker.trainer.imitate([demonstration([(tokens[:5], False), (tokens[5:], True)])], CONFIG, step=0)
-    anyio.run(worker.save, tmp_path / "1")
-    anyio.run(worker.close)
-    for resume in (True, False):
-        again = Worker("toy", ModelSpec(source=str(tmp_path / "1"), resume=resume), Settings())
-        anyio.run(again.close)
-        assert again.trainer.taught is taught
-        assert again.trainer.default_learning_rate() == (3e-5 if taught else 1.5e-4)
-    (tmp_path / "1" / STATE_FILE).write_text(json.dumps({"step": 1}))
-    assert not was_taught(tmp_path / "1"), "one of an earlier version does not say"
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "foreign", "stateless", "other model"])

@@ -79,7 +79,7 @@ def test_activations_are_what_autograd_keeps_of_a_real_micro_batch(monkeypatch, 
         return scores
 
     monkeypatch.setattr(trainer, "score_rows", watched)
-    trainer.step(samples_of(load), TrainConfig(), step=0)
+    trainer.step(samples_of(load), TrainConfig(target_kl=None), step=0)  # no second look, which keeps nothing
     batches = planned(load)
     reckoned = [activations(shape(TINY), b, lora=lora) + kept_logits(shape(TINY), b.trained) for b in batches]
     masks = [batch.rows * batch.nodes**2 * 5 for batch in batches]  # held by the caller, not by autograd

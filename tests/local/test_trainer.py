@@ -327,22 +327,10 @@ def test_a_learning_rate_of_zero_is_not_the_default():
 
 def test_learning_rates_by_default(monkeypatch):
     trainer, config = TorchTrainer(make_model()), PLAIN.with_(warmup_steps=0)
-    assert trainer.step([make_sample(1)], config, step=9)["learning_rate"] == 1.5e-4
+    assert trainer.step([make_sample(1)], config, step=9)["learning_rate"] == 3e-4
     monkeypatch.setattr(rates, "LARGE_MODEL", 1000)
     assert trainer.step([make_sample(1)], config, step=9)["learning_rate"] == 1e-5
     assert TorchTrainer(with_adapters(make_model())).default_learning_rate() == 1e-4
-
-
-def test_a_small_model_that_demonstrations_taught_learns_from_rewards_at_a_fifth_of_the_rate(monkeypatch):
-    trainer, config = TorchTrainer(make_model()), PLAIN.with_(warmup_steps=0)
-    trainer.imitate([make_demonstration(1)], PLAIN.with_(learning_rate=1e-3), step=0)
-    assert trainer.step([make_sample(1)], config, step=1)["learning_rate"] == pytest.approx(1.5e-4 / 5)
-    assert trainer.step([make_sample(1)], config.with_(learning_rate=0.1), step=2)["learning_rate"] == 0.1
-    monkeypatch.setattr(rates, "LARGE_MODEL", 1000)
-    assert trainer.default_learning_rate() == 1e-5
-    adapted = TorchTrainer(with_adapters(make_model()))
-    adapted.imitate([make_demonstration(1)], PLAIN.with_(learning_rate=1e-3), step=0)
-    assert adapted.default_learning_rate() == 1e-4
 
 
 def test_a_step_makes_what_was_rewarded_likelier():
