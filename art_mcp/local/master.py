@@ -34,6 +34,13 @@ class Masters:
             weight.copy_(master)
 
     @torch.no_grad()
+    def go_back(self, before: Sequence[Tensor], part: float) -> None:
+        """So much of the way from what `moved` is to what it was `before`."""
+        for own, value in zip(self.moved, before, strict=True):
+            own.lerp_(value, part)
+        self.round()
+
+    @torch.no_grad()
     def restore(self, saved: Sequence[Tensor]) -> None:
         """Takes over the `moved` of another time, of the same model in any precision. Raises ValueError for another's."""
         for own, value in zip(self.moved, saved, strict=True):

@@ -6,7 +6,7 @@ import copy
 import math
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -76,6 +76,8 @@ class TorchTrainer:
         """
         if any(sample.logprobs is None for sample in samples):
             raise TrainError("a demonstration has no sampled log probabilities: use the supervised start for it")
+        if config.target_kl is not None and not config.target_kl > 0:
+            raise TrainError(f"target_kl is {config.target_kl}: how far a step may go is above 0, or None for whole steps")
         self._begin(samples)
         used = self._weighted(samples, config)
         metrics = {"samples": float(len(samples)), "samples_with_signal": float(sum(s.advantage != 0 for s in samples))}
@@ -90,12 +92,16 @@ class TorchTrainer:
             self._learn(batch, opening, weight_of, config=config)
 
         culprits = partial(name_culprits, self, [sample for sample, _ in used], config, among=samples, again=again)
-        before = [] if config.target_kl is None else [parameter.detach().clone() for parameter in self._parameters]
-        norm = self._update(config, step, culprits=culprits)
-        if config.target_kl is not None:
-            figures["step_kl"] = divergence(self, [sample for sample, _ in used], probes, config)
-            figures["step_kept"] = hold(self._parameters, before, kl=figures["step_kl"], target=config.target_kl)
-            self.masters.round()
+        if config.target_kl is None:
+            norm = self._update(config, step, culprits=culprits)
+        else:
+            before = [parameter.detach().clone() for parameter in self._parameters]
+            with ExitStack() as unfinished:
+                unfinished.callback(self.masters.restore, before)
+                norm = self._update(config, step, culprits=culprits)
+                measure = partial(divergence, self, [sample for sample, _ in used], probes, config)
+                figures |= hold(self.masters, before, measure, target=config.target_kl)
+                unfinished.pop_all()
         return {**metrics, **figures, "gradient_norm": norm, "learning_rate": float(self.optimizer.param_groups[0]["lr"])}
 
     def imitate(self, samples: Sequence[Sample], config: TrainConfig, *, step: int) -> dict[str, float]:

@@ -1,9 +1,9 @@
-"""A trust region: a step goes no farther than a KL divergence between the policies before and after it."""
+"""A trust region: a step goes about as far as a KL divergence between the policies before and after it, and no farther."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,13 +11,19 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from art_mcp.errors import TrainError
 from art_mcp.local.loss import k3
+from art_mcp.local.master import Masters
 from art_mcp.local.packing import Row
 from art_mcp.sampling.decoder import Prefix
 from art_mcp.types import Sample, TrainConfig
 
 PROBES = 4
 """Micro-batches on which a step is measured, at most."""
+LOOKS = 4
+"""How often a step is measured, at most."""
+SHORT = 0.2
+"""What is left of a step that is measured again: KL need not be quadratic over one that was five times as long."""
 
 
 class Scored(Protocol):
@@ -44,7 +50,8 @@ class Probe:
 
 
 def probed(batches: int) -> set[int]:
-    """The places of the micro-batches that become probes: evenly among so many a quarter of them, from two up to `PROBES`."""
+    """The places, among so many micro-batches, of those that become probes: a quarter of them, but two or more where there are
+    two, at even distances."""
     chosen = min(batches, max(2, min(PROBES, batches // 4)))
     return {(2 * place + 1) * batches // (2 * chosen) for place in range(chosen)}
 
@@ -57,18 +64,28 @@ def divergence(trainer: Scores, samples: Sequence[Sample], probes: Sequence[Prob
     with trainer.opened(samples, config) as (opening, _):
         for probe in probes:
             now = trainer.score_rows(probe.rows, opening, temperature=config.temperature).log_probs
-            total += float(k3(now - probe.log_probs).double().sum())
+            total += float(k3(now.double() - probe.log_probs.double()).sum())
             tokens += len(now)
     return total / max(1, tokens)
 
 
-@torch.no_grad()
-def hold(moved: Sequence[Tensor], before: Sequence[Tensor], *, kl: float, target: float) -> float:
-    """Takes the parameters `moved` by a step of so much `kl` back towards those of `before`, so that about `target` is left;
-    returns the part of the step that is kept. KL is quadratic in a small step, so the root of their ratio is its length (as
-    TRPO's step is scaled, arXiv:1502.05477, appendix C)."""
-    kept = math.sqrt(target / kl) if kl > target else 1.0
-    if kept < 1:
-        for parameter, old in zip(moved, before, strict=True):
-            parameter.lerp_(old, 1 - kept)
-    return kept
+def hold(masters: Masters, before: Sequence[Tensor], measure: Callable[[], float], *, target: float) -> dict[str, float]:
+    """Takes a step that went farther than `target` back along its own way; returns its KL and the part of it that is kept.
+
+    KL is quadratic in a short step, so the root of target / KL is what to keep (as TRPO scales its step, arXiv:1502.05477,
+    appendix C). What little is left of a long step is measured again, and may have up to twice the target. Raises TrainError
+    for a step after which the policy has no finite KL.
+    """
+    first = kl = measure()
+    kept = 1.0
+    for look in range(1, LOOKS + 1):
+        if not math.isfinite(kl):
+            raise TrainError(f"after this step the policy's KL is {kl}: the learning rate is too large; no weight was changed")
+        if kl <= (target if look == 1 else 2 * target):
+            break
+        kept *= (part := math.sqrt(target / kl))
+        masters.go_back(before, 1 - part)
+        if kept > SHORT or look == LOOKS:
+            break
+        kl = measure()
+    return {"step_kl": first, "step_kept": kept}

@@ -164,6 +164,9 @@ class UnslothTrainer(TorchTrainer):
     def __init__(self, model: Any, *, packs: bool = False) -> None:
         super().__init__(model, TransformersDecoder(model.get_base_model()))
         self.dtype: torch.dtype = model.get_base_model().dtype  # its first parameter may be quantised
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0  # Unsloth's model stays in training mode, and its sampler's has none
         self.layout: Layout = choose_layout(self.hidden, vocabulary=self.decoder.vocabulary, packs=packs)
 
     def step(self, samples: Sequence[Sample], config: TrainConfig, *, step: int) -> dict[str, float]:

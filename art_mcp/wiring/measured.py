@@ -68,8 +68,9 @@ def note_decline(run: Run, after: Mapping[str, Any], *, setting: Setting, step: 
         if now["ci95"][1] < known[label]["ci95"][0]:
             falls.append(f"{decoding} {known[label]['solved']:.3f} {label}, now {now['solved']:.3f}")
     if falls:
-        rates = [line["learning_rate"] for line in run.read_metrics() if line["step"] >= first and "learning_rate" in line]
-        rate = f" than {max(rates):.1e}" if rates else ""
+        taken = [line for line in run.read_metrics() if line["step"] >= first and "learning_rate" in line]
+        rate = f" than {max(line['learning_rate'] for line in taken):.1e}" if taken else ""
+        rate += " or --target-kl" if any(line.get("step_kept", 1) < 1 for line in taken) else ""
         stream.write(
             f"note: fewer held-out scenarios are solved, by more than chance ({'; '.join(falls)}): try a lower --lr{rate}, "
             f"more demonstrations (--warm-start N, art-mcp sft), or {earlier_policy(run, setting, first=first, step=step)}\n"

@@ -92,6 +92,12 @@ def test_a_run_with_a_warm_start_and_a_curriculum_shows_what_each_part_gave(art,
     assert any(name.startswith("solved/level") for name in lines[2])
 
 
+@pytest.mark.parametrize(("given", "meant"), [(["--target-kl", "1e-3"], 1e-3), (["--target-kl", "0"], None), ([], 5e-4)])
+def test_how_far_a_step_may_go_is_an_option_and_0_is_any_distance(art, tmp_path, given, meant):
+    assert art("train", ENVIRONMENT, "--steps", "0", "--name", "asked", *given, *SHORT)[0] == 0
+    assert Run(tmp_path / "runs" / "asked").manifest["training"]["config"]["target_kl"] == meant
+
+
 def untrained(folder):
     """The packaged policy, but that <tool_call> has the row of a token that nobody uses."""
     shutil.copytree(TINY, folder)

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
-from toys import draw_tokens, log_probs_of, make_model
+from toys import draw_tokens, make_model
 
+from art_mcp.errors import TrainError
+from art_mcp.local import torch_trainer
 from art_mcp.local.models import add_lora, load_model
 from art_mcp.local.torch_trainer import TorchTrainer
 from art_mcp.local.trust import PROBES, probed
@@ -23,11 +25,16 @@ def make_batch():
     return batch
 
 
-def log_probs(model, samples):
+def log_probs(model, samples, temperature=1.0):
     """Of the trainable tokens, through transformers' own forward pass, nothing shared."""
-    with torch.no_grad():
-        rows = [torch.tensor([0.0, *log_probs_of(model, list(sample.token_ids)).tolist()]) for sample in samples]
-    return torch.cat([row[torch.tensor(sample.trainable)] for row, sample in zip(rows, samples, strict=True)]).double()
+    parts = []
+    for sample in samples:
+        tokens = torch.tensor([sample.token_ids])
+        with torch.no_grad():
+            logits = model(input_ids=tokens, use_cache=False).logits[0, :-1].double()
+        chosen = torch.log_softmax(logits / temperature, dim=-1).gather(1, tokens[0, 1:, None])[:, 0]
+        parts.append(chosen[torch.tensor(sample.trainable[1:])])
+    return torch.cat(parts)
 
 
 def kl(before, after):
@@ -95,6 +102,71 @@ def test_weights_in_half_precision_come_back_through_their_masters():
     assert torch.allclose(way, metrics["step_kept"] * whole, atol=1e-7)
     weights = zip(trainer.model.parameters(), trainer.masters.moved, strict=True)
     assert all(torch.equal(weight, master.bfloat16()) for weight, master in weights)
+
+
+@pytest.mark.parametrize("rate", [1e-2, 1e-1, 1.0])
+def test_a_step_that_goes_much_too_far_is_looked_at_again(rate):
+    metrics, way, left, _ = take(FAR.with_(learning_rate=rate, target_kl=5e-4))
+    assert metrics["step_kl"] > 0.05
+    assert 0 < metrics["step_kept"] < 0.2
+    assert way.norm() > 0
+    assert left < 2.5 * 5e-4
+
+
+@pytest.mark.parametrize("kl", [float("nan"), float("inf")])
+def test_a_step_after_which_there_is_no_kl_is_refused_and_taken_back(monkeypatch, kl):
+    monkeypatch.setattr(torch_trainer, "divergence", lambda *_: kl)
+    trainer = TorchTrainer(load_model(ModelSpec(source="tiny", dtype="bfloat16")).model)
+    start, weights = flat(trainer.masters.moved), flat(trainer.model.parameters())
+    with pytest.raises(TrainError, match=f"KL is {kl}: the learning rate is too large; no weight was changed"):
+        trainer.step(make_batch(), FAR.with_(target_kl=5e-4), step=0)
+    assert torch.equal(flat(trainer.masters.moved), start)
+    assert torch.equal(flat(trainer.model.parameters()), weights)
+
+
+def test_a_rate_that_overflows_leaves_the_weights_as_they_were():
+    trainer = TorchTrainer(make_model())
+    start = flat(trainer.model.parameters())
+    with pytest.raises(TrainError, match="the learning rate is too large"):
+        trainer.step(make_batch(), FAR.with_(learning_rate=1e30, target_kl=5e-4), step=0)
+    assert torch.equal(flat(trainer.model.parameters()), start)
+
+
+@pytest.mark.parametrize("target", [0.0, -1.0, float("nan")])
+def test_a_target_that_is_no_distance_is_refused(target):
+    trainer = TorchTrainer(make_model())
+    start = flat(trainer.model.parameters())
+    with pytest.raises(TrainError, match=f"target_kl is {target}: .* above 0, or None"):
+        trainer.step(make_batch(), FAR.with_(target_kl=target), step=0)
+    assert torch.equal(flat(trainer.model.parameters()), start)
+
+
+def test_a_step_is_measured_at_the_temperature_of_its_rollouts():
+    found = []
+    for temperature in (1.0, 0.5):
+        config = FAR.with_(target_kl=1.0, temperature=temperature)
+        trainer, samples = TorchTrainer(make_model()), make_batch()
+        before = log_probs(trainer.model, samples, temperature)
+        metrics = trainer.step(samples, config, step=0)
+        found.append(metrics["step_kl"])
+        assert found[-1] == pytest.approx(kl(before, log_probs(trainer.model, samples, temperature)), rel=1e-3)
+    assert found[0] != pytest.approx(found[1], rel=0.2)
+
+
+def test_a_step_is_measured_on_micro_batches_that_lie_evenly_among_its_own(monkeypatch):
+    seen = {}
+
+    def noted(trainer, samples, probes, config):
+        with trainer.opened(samples, config) as (_, batches):
+            planned = [[sample.token_ids for row in rows for sample in row.samples] for rows in batches]
+        looked = [[sample.token_ids for row in probe.rows for sample in row.samples] for probe in probes]
+        seen["places"], seen["of"] = [planned.index(one) for one in looked], len(planned)
+        return 0.0
+
+    monkeypatch.setattr(torch_trainer, "divergence", noted)
+    TorchTrainer(make_model()).step(make_batch(), FAR.with_(target_kl=1.0, micro_batch_tokens=20), step=0)
+    assert seen["of"] > 5
+    assert seen["places"] == sorted(probed(seen["of"]))
 
 
 def test_probes_lie_evenly_among_the_micro_batches():
