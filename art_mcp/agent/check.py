@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+from art_mcp.agent.group import do_each
 from art_mcp.agent.lending import toolbox_for
 from art_mcp.agent.rollout import rollout
 from art_mcp.agent.verdict import EMPTY, REFERENCE, Verdict, blame, judge, judge_alone
@@ -94,8 +97,8 @@ async def check_environment(
     """Plays the reference solution and the lazy policies in the first `n` scenarios of `split`, over the real tool servers.
     Where that solves nothing, or there is none, nothing is compared with it. Who calls no tool plays before it, when the
     servers are as they started; an empty turn is also played right after each scenario's solution, and after all of them: what
-    one rollout does should not be counted for another. `progress` is told of each rollout, of which there are at most `PLAYS` a
-    scenario.
+    one rollout does should not be counted for another. So nothing else is under way while solutions play; of the others, there
+    are so many as `at_once` says. `progress` is told of each rollout, of which there are at most `PLAYS` a scenario.
 
     Raises EnvironmentLoadError where the reference solution fails, and RewardError, naming who played what, where a reward
     fails.
@@ -105,32 +108,55 @@ async def check_environment(
     reasons: list[str] = []
 
     async def go(name: str, scenario: Scenario) -> ScoredTrajectory:
-        script = scripts[name]
         async with toolbox_for(scenario, environment=environment, toolbox=toolbox) as lent:
-            try:
-                scored = await play_script(script, scenario, environment=environment, dialect=dialect, toolbox=lent, play=play)
-            except RewardError as error:
-                raise RewardError(f"{error}; in scenario {scenario.id!r}, played by {name!r}") from error
+            with played_by(name, scenario):
+                scored = await play_script(
+                    scripts[name], scenario, environment=environment, dialect=dialect, toolbox=lent, play=play
+                )
             if name == REFERENCE:
                 reasons.append(blame(scored, lent.last_error))  # before another rollout makes it write something else
         if progress is not None:
             progress.finished(scored)
         return scored
 
-    before = {name: [await go(name, scenario) for scenario in scenarios] for name in LAZY if name != BUSY}
+    everywhere = partial(play_everywhere, go, scenarios, concurrency=at_once(environment))
+    before = await everywhere(*(name for name in LAZY if name != BUSY))
     if environment.solution is None:
-        played = {**before, BUSY: [await go(BUSY, scenario) for scenario in scenarios]}
-        after = [await go(EMPTY, scenario) for scenario in scenarios]
-        return judge_alone(environment, played, before=before[EMPTY], after=after)
+        played = {**before, **await everywhere(BUSY)}
+        after = await everywhere(EMPTY)
+        return judge_alone(environment, played, before=before[EMPTY], after=after[EMPTY])
     played, after = {REFERENCE: list[ScoredTrajectory]()}, list[ScoredTrajectory]()
     for scenario in scenarios:
         played[REFERENCE].append(await go(REFERENCE, scenario))
         after.append(await go(EMPTY, scenario))
     if any(environment.solved(one) for one in played[REFERENCE]):
-        played |= before
-        for name in (EMPTY, BUSY):
-            played[name] = [await go(name, scenario) for scenario in scenarios]
+        played |= before | await everywhere(EMPTY)
+        played |= await everywhere(BUSY)
     return judge(environment, played, reasons, before=before[EMPTY], after=after)
+
+
+async def play_everywhere(
+    go: Callable[[str, Scenario], Awaitable[ScoredTrajectory]], scenarios: Sequence[Scenario], *names: str, concurrency: int
+) -> dict[str, list[ScoredTrajectory]]:
+    """What comes of each of these policies in every scenario."""
+    pairs = [(name, scenario) for name in names for scenario in scenarios]
+    played = iter(await do_each(lambda pair: go(*pair), pairs, concurrency=concurrency))
+    return {name: [next(played) for _ in scenarios] for name in names}
+
+
+@contextmanager
+def played_by(name: str, scenario: Scenario) -> Generator[None]:
+    """Tells of a reward that fails who played what."""
+    try:
+        yield
+    except RewardError as error:
+        raise RewardError(f"{error}; in scenario {scenario.id!r}, played by {name!r}") from error
+
+
+def at_once(environment: Environment) -> int:
+    """How many rollouts are played at a time where their order cannot matter: as many as there are sets of servers, if each is
+    started anew. A set that is reset goes from one to the next, and what is left in it shows in that one set alone."""
+    return 1 if environment.reset is not None else max(1, environment.copies)
 
 
 async def play_script(

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, cast
 
-import anyio
-
 from art_mcp.agent.check import answer, calling
-from art_mcp.agent.group import first_failure
+from art_mcp.agent.group import do_each
 from art_mcp.agent.lending import toolbox_for
 from art_mcp.agent.rollout import answers, make_calls, name_rollout, opening_of
 from art_mcp.core.samples import demonstration
@@ -78,18 +77,8 @@ async def show_solutions(
 
     Raises EnvironmentLoadError where there is no solution, or none of them solves its scenario.
     """
-    limiter = anyio.CapacityLimiter(concurrency)
-    found: dict[int, Demonstration | None] = {}
-
-    async def show(place: int) -> None:
-        async with limiter:
-            found[place] = await show_solution(scenarios[place], environment=environment, toolbox=toolbox)
-
-    with first_failure():
-        async with anyio.create_task_group() as tasks:
-            for place in range(len(scenarios)):
-                tasks.start_soon(show, place)
-    kept = [shown for _, shown in sorted(found.items()) if shown is not None]
+    show = partial(show_solution, environment=environment, toolbox=toolbox)
+    kept = [shown for shown in await do_each(show, scenarios, concurrency=concurrency) if shown is not None]
     if not kept:
         raise EnvironmentLoadError(
             f"the solution of environment {environment.name!r} solves none of {len(scenarios)} scenarios: "

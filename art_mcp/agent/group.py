@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import anyio
 
@@ -33,6 +33,8 @@ from art_mcp.types import (
     Usage,
 )
 
+Item = TypeVar("Item")
+Done = TypeVar("Done")
 Outcome: TypeAlias = ScoredTrajectory | FailedRollout
 Attempt: TypeAlias = Callable[[Scenario, int], Awaitable[Sequence[Outcome]]]
 """One rollout of a scenario by its number: a failure, or a trajectory and its branches."""
@@ -217,6 +219,23 @@ def first_numbers(scenarios: Sequence[Scenario], rollouts: int) -> list[int]:
         numbers.append(seen[scenario.id] * rollouts)
         seen[scenario.id] += 1
     return numbers
+
+
+async def do_each(do: Callable[[Item], Awaitable[Done]], items: Sequence[Item], *, concurrency: int) -> list[Done]:
+    """What `do` gives for each item, in their order, in which they also begin; so many are under way at once. What it raises
+    is raised, the first one as it is."""
+    limiter = anyio.CapacityLimiter(concurrency)
+    done: dict[int, Done] = {}
+
+    async def one(place: int) -> None:
+        async with limiter:
+            done[place] = await do(items[place])
+
+    with first_failure():
+        async with anyio.create_task_group() as tasks:
+            for place in range(len(items)):
+                tasks.start_soon(one, place)
+    return [done[place] for place in range(len(items))]
 
 
 @contextmanager

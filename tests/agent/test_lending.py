@@ -2,10 +2,14 @@
 cart, whose state every call changes."""
 
 import re
-from dataclasses import replace
+import sys
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import anyio
+import psutil
 import pytest
+from odd import odd_url
 
 from art_mcp.agent.check import check_environment
 from art_mcp.agent.demonstrate import show_solutions
@@ -17,10 +21,12 @@ from art_mcp.sampling.scripted import ScriptedSampler
 from art_mcp.tools import open_servers, open_tools
 from art_mcp.types import ToolCall, TrainConfig
 from tests.agent.players import Obedient, Playhouse, calls, dialect, environment, obedient, scenario
+from tests.processes import ended
 
 pytestmark = pytest.mark.anyio
 
 CART = str(Path(__file__).parents[2] / "servers" / "cart" / "server.py")
+STDIO = {"name": "cart", "command": sys.executable, "args": [CART]}
 FILE = """
 import sys
 from pathlib import Path
@@ -39,6 +45,10 @@ async def put(item: str, quantity: int) -> str:
 @server.tool()
 async def contents() -> dict[str, int]:
     return {notes.read_text(): 2} if notes.exists() else {}
+
+
+if __name__ == "__main__":
+    server.run(sys.argv[1], port=int(sys.argv[2]))
 """
 
 
@@ -183,3 +193,123 @@ async def test_the_check_still_tells_of_state_that_copies_do_not_keep_apart(tmp_
     (tmp_path / "file.py").write_text(FILE)
     (warning,) = await warnings_of(shop(server=f"{tmp_path}/file.py:server", reset=None))
     assert "they keep something outside: in a file, a database or behind a url; the README has more" in warning
+
+
+@dataclass
+class Crowd:
+    """A reward that writes down what was answered where, with how many rollouts under way, and keeps all from going on until
+    `meeting` have been under way at once."""
+
+    meeting: int
+    under_way: int = 0
+    log: list[tuple[str, str, int]] = field(default_factory=list)
+    met: anyio.Event = field(default_factory=anyio.Event)
+
+    async def filled(self, trajectory, toolbox):
+        self.under_way += 1
+        self.log.append((trajectory.answer, trajectory.scenario.id, self.under_way))
+        if self.under_way == self.meeting:
+            self.met.set()
+        await self.met.wait()
+        found = await filled(trajectory, toolbox)
+        self.under_way -= 1
+        return found
+
+    @property
+    def most(self):
+        return max(under_way for _, _, under_way in self.log)
+
+
+async def crowded(place, *, meeting):
+    crowd = Crowd(meeting)
+    assert await warnings_of(replace(place, rewards={"filled": crowd.filled})) == ()
+    return crowd
+
+
+PAIRS = [(answer, one.id, 1) for one in ERRANDS for answer in ("Done.", "")]
+"""The reference solution and then the empty turn of each scenario, nobody else being under way."""
+
+
+async def test_the_check_plays_as_many_rollouts_at_once_as_there_are_servers_started_for_them_but_solutions_alone():
+    place = shop(reset=None, copies=4)
+    crowd = await crowded(place, meeting=4)
+    assert crowd.most == 4
+    assert crowd.log[16:24] == PAIRS
+    assert [answer for answer, _, _ in crowd.log[24:]] == [""] * 4 + ["0"] * 4
+
+
+async def test_the_check_plays_at_once_on_servers_in_processes_of_their_own():
+    crowd = await crowded(shop(ERRANDS[0], server=STDIO, reset=None), meeting=3)
+    assert crowd.most == 3
+    assert crowd.log[4:6] == PAIRS[:2]
+
+
+async def test_the_check_plays_one_rollout_after_the_other_where_servers_wander_from_one_to_the_next():
+    order = [(answer, one.id, 1) for answer in ("I do not know.", "42", "1 1", "") for one in ERRANDS]
+    order += [*PAIRS, *((answer, one.id, 1) for answer in ("", "0") for one in ERRANDS)]
+    assert (await crowded(shop(), meeting=1)).log == order
+
+    async def own(trajectory, toolbox):
+        return float(bool(trajectory.uses) and trajectory.answer == "Done.")
+
+    crowd = Crowd(1)
+    shared = shop(copies=0, reset=None, rewards={"own": own, "crowd": crowd.filled})
+    await warnings_of(shared)
+    assert crowd.log == order
+
+
+FRUIT = [scenario("Done.", id=item) for item in ("apples", "bananas", "carrots", "lemons")]
+
+
+def buy(scenario_):
+    return [ToolCall("put", {"item": scenario_.id, "quantity": 2})], "Done."
+
+
+async def bought(trajectory, toolbox):
+    return float(trajectory.scenario.id in (await toolbox.call(ToolCall("contents", {}))).structured)
+
+
+@pytest.mark.parametrize("where", ["in a file", "behind a url"])
+async def test_the_check_finds_what_each_solution_leaves_outside_though_the_next_one_overwrites_it(tmp_path, where):
+    path = tmp_path / "file.py"
+    path.write_text(FILE)
+    place = shop(*FRUIT, server=f"{path}:server", reset=None, solution=buy, rewards={"bought": bought})
+    if where == "in a file":
+        (warning,) = await warnings_of(place)
+    else:
+        with odd_url("streamable-http", script=str(path)) as spec:
+            entry = {"name": "file", "type": "streamable-http", "url": spec.url}
+            (warning,) = await warnings_of(replace(place, servers=[entry]))
+    assert warning.startswith(
+        "state leaks from one rollout into another: an empty turn in scenario 'apples' scores 1.000 after its reference "
+        "solution was played, 0.000 before (so in 4 of 4 scenarios): though each rollout has servers of its own"
+    )
+
+
+async def test_the_check_finds_what_a_reset_leaves_there_of_other_scenarios():
+    async def nothing(scenario_, toolbox):
+        await toolbox.call(ToolCall("contents", {}))
+
+    async def spoiled(trajectory, toolbox):
+        found = (await toolbox.call(ToolCall("contents", {}))).structured
+        return float(bool(trajectory.uses)) - any(item > trajectory.scenario.id for item in found)
+
+    (warning,) = await warnings_of(shop(*FRUIT, reset=nothing, copies=8, solution=buy, rewards={"spoiled": spoiled}))
+    assert "'apples' scores -1.000 after the other scenarios were played, 0.000 before (so in 3 of 4 scenarios)" in warning
+    assert "`reset` does not bring back all that the one before it left there" in warning
+
+
+async def test_a_check_that_is_cancelled_leaves_no_server_behind():
+    before, scope = set(psutil.Process().children(recursive=True)), anyio.CancelScope()
+    started: list[psutil.Process] = []
+
+    async def cancel(trajectory, toolbox):
+        started.extend(set(psutil.Process().children(recursive=True)) - before)
+        scope.cancel()
+        return 0.0
+
+    with scope:
+        await warnings_of(shop(server=STDIO, reset=None, rewards={"cancel": cancel}))
+    assert scope.cancelled_caught
+    assert started
+    assert all(ended(process.pid) for process in started)

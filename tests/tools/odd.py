@@ -21,10 +21,10 @@ def odd_stdio(*args: str, **fields) -> ServerSpec:
 
 
 @contextmanager
-def odd_url(transport: str) -> Iterator[ServerSpec]:
-    """The odd server behind a URL, once it listens."""
+def odd_url(transport: str, *, script: str = ODD) -> Iterator[ServerSpec]:
+    """The odd server, or another that takes the same arguments, behind a URL, once it listens."""
     port = free_port()
-    command, args = launch_command(sys.executable, [ODD, transport, str(port)])
+    command, args = launch_command(sys.executable, [script, transport, str(port)])
     with subprocess.Popen(
         [command, *args], start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:
