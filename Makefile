@@ -46,7 +46,7 @@ train: $(VENV)/.local
 	@$(BIN)/art-mcp train calculator --seconds $(SECONDS_OF_TRAINING)
 
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 test-slow: $(VENV)/.dev
 	@if command -v npm >/dev/null; then $(MAKE) -s $(PEERS)/inspector/.made; fi
