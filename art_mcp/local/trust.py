@@ -83,7 +83,8 @@ def hold(masters: Masters, before: Sequence[Tensor], measure: Callable[[], float
             raise TrainError(f"after this step the policy's KL is {kl}: the learning rate is too large; no weight was changed")
         if kl <= (target if look == 1 else 2 * target):
             break
-        kept *= (part := math.sqrt(target / kl))
+        part = math.sqrt(target / kl)
+        kept *= part
         masters.go_back(before, 1 - part)
         if kept > SHORT or look == LOOKS:
             break
