@@ -24,7 +24,7 @@ ToolName = Annotated[str, typer.Argument(metavar="TOOL", help="One of those that
 Arguments = Annotated[
     str, typer.Argument(metavar="JSON", help="Its arguments as a JSON object; - reads them from stdin.", show_default=True)
 ]
-Timeout = Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for the result.")]
+Timeout = Annotated[float, o.number("--timeout", min=0.1, help="Seconds to wait for the result.")]
 
 
 def command(

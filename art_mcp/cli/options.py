@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,19 @@ from art_mcp.errors import ConfigError
 
 if TYPE_CHECKING:
     from art_mcp.wiring.stage import Setting
+
+
+def finite(value: float | None) -> float | None:
+    """Refuses nan and inf, which no comparison with a smallest value finds, and which JSON has no word for."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number.")
+    return value
+
+
+def number(name: str, *, min: float, help: str) -> Any:
+    """An option that is a finite number of at least `min`."""
+    return typer.Option(name, min=min, help=help, callback=finite)
+
 
 EnvironmentName = Annotated[
     str,

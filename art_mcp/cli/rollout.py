@@ -28,7 +28,7 @@ def command(
     config: o.ConfigFile = "config.json",
     split: o.Split = "test",
     number: Annotated[int, typer.Option("--number", min=0, help="Which scenario of the split.")] = 0,
-    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 is greedy.")] = 1.0,
+    temperature: Annotated[float, o.number("--temperature", min=0, help="0 is greedy.")] = 1.0,
     tokens: Annotated[bool, typer.Option("--tokens", help="Print the whole token stream as text.")] = False,
     seed: o.Seed = 0,
     lenient: o.Lenient = False,

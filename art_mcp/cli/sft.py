@@ -26,7 +26,7 @@ Source = Annotated[
         "leniently), or a JSONL file of conversations: messages with tool_calls, and tools where they are others.",
     ),
 ]
-LearningRate = Annotated[float | None, typer.Option("--lr", min=0, help="Default: 2e-4 (LoRA), 1e-3 (tiny), else 2e-5.")]
+LearningRate = Annotated[float | None, o.number("--lr", min=0, help="Default: 2e-4 (LoRA), 1e-3 (tiny), else 2e-5.")]
 Schedule = Annotated[Literal["cosine", "constant"], typer.Option("--schedule", help="How the learning rate goes on.")]
 
 
@@ -39,9 +39,9 @@ def command(
     name: o.RunName = None,
     demonstrations: Demonstrations = 1000,
     source: Source = "solutions",
-    epochs: Annotated[float, typer.Option("--epochs", min=0, help="How often each one is seen.")] = 1.0,
+    epochs: Annotated[float, o.number("--epochs", min=0, help="How often each one is seen.")] = 1.0,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Batches in all (in place of --epochs).")] = None,
-    seconds: Annotated[float | None, typer.Option("--seconds", min=0, help="The longest that training takes.")] = None,
+    seconds: Annotated[float | None, o.number("--seconds", min=0, help="The longest that training takes.")] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Demonstrations in a step.")] = 32,
     learning_rate: LearningRate = None,
     schedule: Schedule = "cosine",

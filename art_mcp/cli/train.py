@@ -29,13 +29,13 @@ RunOrNone = Annotated[
 ]
 LearningRate = Annotated[
     float | None,
-    typer.Option("--lr", min=0, help="Default: 1e-4 (LoRA), 3e-4 (under 10 M parameters), else 1e-5."),
+    o.number("--lr", min=0, help="Default: 1e-4 (LoRA), 3e-4 (under 10 M parameters), else 1e-5."),
 ]
 TargetKl = Annotated[
-    float, typer.Option("--target-kl", min=0, help="How far a step may move the policy, in nats a token; 0: any distance.")
+    float, o.number("--target-kl", min=0, help="How far a step may move the policy, in nats a token; 0: any distance.")
 ]
 Temperature = Annotated[
-    float, typer.Option("--temperature", min=0.01, help="Of the rollouts; 1.2 explores more where groups are mostly ties.")
+    float, o.number("--temperature", min=0.01, help="Of the rollouts; 1.2 explores more where groups are mostly ties.")
 ]
 Control = Annotated[
     Literal["none", "shuffled"],
@@ -45,7 +45,7 @@ WarmStart = Annotated[
     int | None,
     typer.Option("--warm-start", min=1, metavar="N", help="First learn from so many demonstrations (see art-mcp sft)."),
 ]
-WarmEpochs = Annotated[float, typer.Option("--warm-epochs", min=0, help="How often --warm-start sees each demonstration.")]
+WarmEpochs = Annotated[float, o.number("--warm-epochs", min=0, help="How often --warm-start sees each demonstration.")]
 Curriculum = Annotated[
     bool, typer.Option("--curriculum", help="Draw scenarios that are neither always nor never solved, as measured so far.")
 ]
@@ -67,7 +67,7 @@ def command(
     name: o.RunName = None,
     resume: RunOrNone = None,
     steps: Annotated[int | None, typer.Option("--steps", min=0, help="Steps by reward in all, sft's apart.")] = None,
-    seconds: Annotated[float | None, typer.Option("--seconds", min=0, help="Time in all, sft's too, evaluation apart.")] = None,
+    seconds: Annotated[float | None, o.number("--seconds", min=0, help="Time in all, sft's too, evaluation apart.")] = None,
     groups: Annotated[int, typer.Option("--groups", min=1, help="Scenarios in a step.")] = 16,
     rollouts: Annotated[int, typer.Option("--rollouts", min=2, help="Rollouts of each scenario.")] = 8,
     learning_rate: LearningRate = None,

@@ -76,8 +76,8 @@ class TorchTrainer:
         """
         if any(sample.logprobs is None for sample in samples):
             raise TrainError("a demonstration has no sampled log probabilities: use the supervised start for it")
-        if config.target_kl is not None and not config.target_kl > 0:
-            raise TrainError(f"target_kl is {config.target_kl}: how far a step may go is above 0, or None for whole steps")
+        if config.target_kl is not None and not 0 < config.target_kl < math.inf:
+            raise TrainError(f"target_kl is {config.target_kl}: a step may go a finite way above 0, or None: any way")
         self._begin(samples)
         used = self._weighted(samples, config)
         metrics = {"samples": float(len(samples)), "samples_with_signal": float(sum(s.advantage != 0 for s in samples))}
@@ -100,9 +100,10 @@ class TorchTrainer:
                 unfinished.callback(self.masters.restore, before)
                 norm = self._update(config, step, culprits=culprits)
                 measure = partial(divergence, self, [sample for sample, _ in used], probes, config)
-                figures |= hold(self.masters, before, measure, target=config.target_kl)
+                label = f"step {step}, at a learning rate of {self._rate():.1e},"
+                figures |= hold(self.masters, before, measure, target=config.target_kl, label=label)
                 unfinished.pop_all()
-        return {**metrics, **figures, "gradient_norm": norm, "learning_rate": float(self.optimizer.param_groups[0]["lr"])}
+        return {**metrics, **figures, "gradient_norm": norm, "learning_rate": self._rate()}
 
     def imitate(self, samples: Sequence[Sample], config: TrainConfig, *, step: int) -> dict[str, float]:
         """One supervised step: mean negative log likelihood of the trainable tokens of demonstrations."""
@@ -246,6 +247,9 @@ class TorchTrainer:
             opening = self._compute_opening(rows[0].samples, length, decoder=self._reference)
             reference = self.score_rows(rows, opening, temperature=config.temperature, decoder=self._reference)
         return loss.kl_penalty(scores.log_probs, reference.log_probs)
+
+    def _rate(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
 
     def _taken(self) -> int:
         """How many steps the optimizer has taken since it began, or was reset: what its moments know."""

@@ -69,18 +69,23 @@ def divergence(trainer: Scores, samples: Sequence[Sample], probes: Sequence[Prob
     return total / max(1, tokens)
 
 
-def hold(masters: Masters, before: Sequence[Tensor], measure: Callable[[], float], *, target: float) -> dict[str, float]:
+def hold(
+    masters: Masters, before: Sequence[Tensor], measure: Callable[[], float], *, target: float, label: str
+) -> dict[str, float]:
     """Takes a step that went farther than `target` back along its own way; returns its KL and the part of it that is kept.
 
     KL is quadratic in a short step, so the root of target / KL is what to keep (as TRPO scales its step, arXiv:1502.05477,
     appendix C). What little is left of a long step is measured again, and may have up to twice the target. Raises TrainError
-    for a step after which the policy has no finite KL.
+    for a step, which it calls by its `label`, after which the policy has no finite KL.
     """
     first = kl = measure()
     kept = 1.0
     for look in range(1, LOOKS + 1):
         if not math.isfinite(kl):
-            raise TrainError(f"after this step the policy's KL is {kl}: the learning rate is too large; no weight was changed")
+            raise TrainError(
+                f"after {label} the policy's KL is {kl}: the learning rate is too large; no weight was changed; begin a "
+                "new run with a lower one (--lr), since a resumed run keeps its own"
+            )
         if kl <= (target if look == 1 else 2 * target):
             break
         part = math.sqrt(target / kl)

@@ -4,7 +4,8 @@ worse."""
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from art_mcp.store.run import Run
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from art_mcp.wiring.training import Training
 
 HOPELESS = 100
+TELLING = 20
+"""Scenarios of which none is solved, so that it is worth a word."""
+SHORTENED = 0.02
+"""Where less than this is kept of a run's median step, its learning rate is far beyond what `target_kl` lets through."""
 
 
 async def measure(stage: Stage, training: Training, *, stream: Any, label: str) -> dict[str, Any]:
@@ -69,11 +74,41 @@ def note_decline(run: Run, after: Mapping[str, Any], *, setting: Setting, step: 
             falls.append(f"{decoding} {known[label]['solved']:.3f} {label}, now {now['solved']:.3f}")
     if falls:
         taken = [line for line in run.read_metrics() if line["step"] >= first and "learning_rate" in line]
-        rate = f" than {max(line['learning_rate'] for line in taken):.1e}" if taken else ""
-        rate += " or --target-kl" if any(line.get("step_kept", 1) < 1 for line in taken) else ""
+        shorter = shorter_steps(run, taken)
         stream.write(
-            f"note: fewer held-out scenarios are solved, by more than chance ({'; '.join(falls)}): try a lower --lr{rate}, "
+            f"note: fewer held-out scenarios are solved, by more than chance ({'; '.join(falls)}): try {shorter}, "
             f"more demonstrations (--warm-start N, art-mcp sft), or {earlier_policy(run, setting, first=first, step=step)}\n"
+        )
+
+
+def shorter_steps(run: Run, taken: Sequence[Mapping[str, Any]]) -> str:
+    """The options with which steps are shorter than those `taken`: by reward, where any was."""
+    by_reward = [line for line in taken if line.get("phase") != "warm start"]
+    config: Mapping[str, Any] = run.manifest.get("training", {}).get("config", {}) if by_reward else {}
+    rate = config.get("learning_rate") or max((line["learning_rate"] for line in by_reward or taken), default=None)
+    lower = "a lower --lr" if rate is None else f"a lower --lr than {rate:.1e}"
+    if config.get("target_kl", 0.0) is None:
+        return f"{lower} or --target-kl 5e-4"
+    return f"{lower} or --target-kl" if any(line.get("step_kept", 1) < 1 for line in by_reward) else lower
+
+
+def note_cuts(run: Run, *, stream: Any) -> None:
+    """Tells `stream` where the target left hardly anything of most steps."""
+    kept = [line["step_kept"] for line in run.read_metrics() if "step_kept" in line]
+    if kept and median(kept) < SHORTENED:
+        stream.write(
+            f"note: --target-kl cut half of the steps to {median(kept):.1e} of their length or less: --lr is far too large; "
+            "better is one at which step_kept (metrics.jsonl) is mostly above 0.1\n"
+        )
+
+
+def note_nothing(before: Mapping[str, Any], after: Mapping[str, Any], *, step: int, stream: Any) -> None:
+    """Tells `stream` where not one of TELLING scenarios is solved, `before` and `after` so many steps."""
+    telling = bool(after) and all(figures["n"] >= TELLING for figures in after.values())
+    if step and telling and not any(figures["solved"] for figures in (*before.values(), *after.values())):
+        stream.write(
+            "note: not one held-out scenario is solved: `art-mcp rollout ENV --model RUN` shows what it writes; more "
+            "demonstrations (art-mcp sft, -d, --epochs), easier scenarios, or rewards for parts of the way can help\n"
         )
 
 

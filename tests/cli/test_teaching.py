@@ -98,6 +98,15 @@ def test_how_far_a_step_may_go_is_an_option_and_0_is_any_distance(art, tmp_path,
     assert Run(tmp_path / "runs" / "asked").manifest["training"]["config"]["target_kl"] == meant
 
 
+@pytest.mark.parametrize("given", ["inf", "nan", "-inf"])
+@pytest.mark.parametrize("option", ["--target-kl", "--lr", "--seconds", "--temperature"])
+def test_a_number_that_is_not_finite_is_refused_before_anything_begins(art, tmp_path, option, given):
+    code, _, err = art("train", ENVIRONMENT, option, given, "--name", "asked", *SHORT)
+    assert code == 2
+    assert f"Invalid value for '{option}'" in err
+    assert not (tmp_path / "runs").exists()
+
+
 def untrained(folder):
     """The packaged policy, but that <tool_call> has the row of a token that nobody uses."""
     shutil.copytree(TINY, folder)

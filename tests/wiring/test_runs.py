@@ -438,7 +438,7 @@ def test_a_run_that_ends_clearly_worse_than_it_began_says_so_once_and_what_to_tr
     before, after = (report[label]["greedy"]["solved"] for label in ("before", "after"))
     assert told.startswith("note: fewer held-out scenarios are solved, by more than chance (greedy ")
     assert f"(greedy {before:.3f} before training, now {after:.3f}; sampled " in told
-    assert "try a lower --lr than 2.0e-01, more demonstrations (--warm-start N, art-mcp sft), or an earlier step: " in told
+    assert "try a lower --lr than 1.0e+00 or --target-kl 5e-4, more demonstrations (--warm-start N, art-mcp sft), or " in told
     command = shlex.split(told.rpartition(": ")[2])
     assert command == ["art-mcp", "eval", str(place), "--model", "runs/ruined@1"]
     assert find_model(command[-1]) == "runs/ruined/checkpoints/step-000001"
@@ -473,10 +473,63 @@ def test_a_decline_is_told_from_the_best_that_was_measured_before(project, befor
     if told is None:
         assert stream.getvalue() == ""
     else:
-        rate, step = ("1.0e-02", 5) if taught is None else ("1.0e-03", 10)
-        assert re.search(rf"chance {told}: try a lower --lr than {rate}, ", stream.getvalue())
-        model = f"{run.folder}@{step}"
+        assert re.search(rf"chance {told}: try a lower --lr than 1.0e-03, ", stream.getvalue())
+        model = f"{run.folder}@{5 if taught is None else 10}"
         assert stream.getvalue().endswith(f": art-mcp eval calculator -o levels=1-5 --lenient --model {model}\n")
+
+
+@pytest.mark.parametrize(
+    ("config", "lines", "advice"),
+    [
+        ({"learning_rate": 2e-3, "target_kl": 5e-4}, [(1e-3, 0.5)], "a lower --lr than 2.0e-03 or --target-kl"),
+        ({"learning_rate": None, "target_kl": 5e-4}, [(1e-3, 0.5), (3e-4, 1.0)], "a lower --lr than 1.0e-03 or --target-kl"),
+        ({"learning_rate": 2e-3, "target_kl": 5e-4}, [(1e-3, 1.0)], "a lower --lr than 2.0e-03"),
+        ({"learning_rate": 2e-3, "target_kl": None}, [(1e-3, 1.0)], "a lower --lr than 2.0e-03 or --target-kl 5e-4"),
+        ({"learning_rate": None, "target_kl": 5e-4}, [], "a lower --lr"),
+    ],
+)
+def test_after_a_decline_shorter_steps_are_told_by_what_was_asked_for(project, config, lines, advice):
+    run = run_at(project, "some")
+    run.folder.mkdir(parents=True)
+    run.describe({"training": {"config": config}})
+    taken = [{"learning_rate": rate, "step_kept": kept} for rate, kept in lines]
+    assert measured.shorter_steps(run, taken) == advice
+    taught = [{"learning_rate": 1e-2, "phase": "warm start"}]
+    assert measured.shorter_steps(run, [*taught, *taken]) == (advice if lines else "a lower --lr than 1.0e-02")
+
+
+@pytest.mark.parametrize(("kept", "told"), [([1e-3, 0.01, 1.0], True), ([0.01, 0.05, 0.3], False), ([], False)])
+def test_a_rate_of_which_the_target_leaves_nothing_is_told(project, kept, told):
+    run, stream = run_at(project, "some"), StringIO()
+    run.folder.mkdir(parents=True)
+    run.metrics(0, {"phase": "warm start"})
+    for step, part in enumerate(kept):
+        run.metrics(step + 1, {"step_kept": part})
+    measured.note_cuts(run, stream=stream)
+    expected = "note: --target-kl cut half of the steps to 1.0e-02 of their length or less: --lr is far too large"
+    assert stream.getvalue().startswith(expected) if told else stream.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("step", "solved", "n", "told"),
+    [
+        (3, [0, 0, 0], 20, True),
+        (3, [0, 0, 0], 19, False),
+        (3, [0, 0, 1], 20, False),
+        (3, [1, 0, 0], 20, False),  # a decline, which is told already
+        (0, [0, 0, 0], 20, False),
+        (3, [], 20, False),
+    ],
+)
+def test_a_run_that_solves_nothing_says_where_to_look(step, solved, n, told):
+    stream, (before, *after) = StringIO(), [{**figures(one, n), "n": n} for one in solved] or [None]
+    measured.note_nothing(
+        {"greedy": before} if before else {},
+        dict(zip(("greedy", "sampled"), after, strict=False)),
+        step=step,
+        stream=stream,
+    )
+    assert stream.getvalue().startswith("note: not one held-out scenario is solved: ") is told
 
 
 def test_where_no_earlier_checkpoint_is_left_a_decline_says_how_to_keep_one(project):
