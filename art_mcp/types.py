@@ -366,6 +366,8 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     target_kl: float | None = 5e-4
     """A step that moves the policy by a larger KL is scaled down to it, measured on its own samples; None: whole steps."""
+    min_agreement: float | None = 3.0
+    """Steps are shortened while Student's t of the last gradients' agreement is below it (`local.agreement`); None: never."""
     warmup_steps: int = 5
     temperature: float = 1.0
     share_prefix: bool = True

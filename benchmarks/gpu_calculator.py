@@ -54,6 +54,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="at most so many steps of reinforcement learning")
     parser.add_argument("--final-rate", type=float, help="the rate falls to this along a cosine")
     parser.add_argument("--target-kl", type=float, default=5e-4, help="how far a step may go, in nats a token; 0: any distance")
+    parser.add_argument("--min-agreement", type=float, default=3.0, help="shorten steps while gradients agree less; 0: never")
     parser.add_argument("--temperature", type=float, default=1.0, help="of the rollouts that are learned from")
     parser.add_argument("--scale-advantages", action="store_true")
     parser.add_argument("--objective", choices=("cispo", "reinforce", "ppo", "gspo"), default="cispo")

@@ -45,6 +45,7 @@ class Run:
         return TrainConfig(
             learning_rate=given.learning_rate,
             target_kl=given.target_kl or None,
+            min_agreement=given.min_agreement or None,
             scale_advantages=given.scale_advantages,
             objective=given.objective,
             micro_batch_tokens=given.micro_batch_tokens,

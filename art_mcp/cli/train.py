@@ -34,6 +34,10 @@ LearningRate = Annotated[
 TargetKl = Annotated[
     float, o.number("--target-kl", min=0, help="How far a step may move the policy, in nats a token; 0: any distance.")
 ]
+MinAgreement = Annotated[
+    float,
+    o.number("--min-agreement", min=0, help="Shorten steps while the last gradients agree less than by this t; 0: never."),
+]
 Temperature = Annotated[
     float, o.number("--temperature", min=0.01, help="Of the rollouts; 1.2 explores more where groups are mostly ties.")
 ]
@@ -72,6 +76,7 @@ def command(
     rollouts: Annotated[int, typer.Option("--rollouts", min=2, help="Rollouts of each scenario.")] = 8,
     learning_rate: LearningRate = None,
     target_kl: TargetKl = 5e-4,
+    min_agreement: MinAgreement = 3.0,
     temperature: Temperature = 1.0,
     lora: o.Lora = None,
     warm_start: WarmStart = None,
@@ -99,15 +104,19 @@ def command(
 ) -> None:
     import anyio
 
+    show(anyio.run(carry_out, context), json=json)
+
+
+async def carry_out(context: typer.Context) -> dict[str, Any]:
+    """The new run that a command line asks for, or the old one gone on with; returns its report."""
     from art_mcp.wiring import training
 
-    changes = {key: value for key, value in (("steps", steps), ("seconds", seconds)) if value is not None}
-    if resume is not None:
+    given = context.params
+    limits = {key: given[key] for key in ("steps", "seconds") if given[key] is not None}
+    if given["resume"] is not None:
         refuse_others(context)
-        report = anyio.run(lambda: training.resume(resume, plan=changes, stream=sys.stderr))
-    else:
-        report = anyio.run(lambda: training.train(asked_for(context.params, changes), name=name, stream=sys.stderr))
-    show(report, json=json)
+        return await training.resume(given["resume"], plan=limits, stream=sys.stderr)
+    return await training.train(asked_for(given, limits), name=given["name"], stream=sys.stderr)
 
 
 def asked_for(given: Mapping[str, Any], limits: Mapping[str, Any]) -> Training:
@@ -123,7 +132,8 @@ def asked_for(given: Mapping[str, Any], limits: Mapping[str, Any]) -> Training:
     shape = {name: given[name] for name in ("groups", "rollouts", "concurrency", "save_every", "seed", "overlap")}
     plan = Plan(**shape, **(limits or {"steps": DEFAULT_STEPS}), draw="solved" if given["curriculum"] else "uniform")
     objective = {name: given[name] for name in ("learning_rate", "temperature", "control", "seed")}
-    config = TrainConfig(**objective, target_kl=given["target_kl"] or None)
+    bounds: dict[str, Any] = {name: given[name] or None for name in ("target_kl", "min_agreement")}
+    config = TrainConfig(**objective, **bounds)
     epochs: float = given["warm_epochs"]
     if epochs != 1.0 and not given["warm_start"]:
         raise ConfigError(f"--warm-epochs {epochs:g} is how often demonstrations are seen: name --warm-start N too")

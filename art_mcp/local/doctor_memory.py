@@ -12,9 +12,9 @@ import math
 from dataclasses import asdict, dataclass, replace
 
 from art_mcp.errors import ModelError
+from art_mcp.local.chosen import LOGIT_CELLS
 from art_mcp.local.packing import micro_batches, plan_rows
 from art_mcp.local.shape import ADAPTED, FLOAT, Shape
-from art_mcp.local.torch_trainer import LOGIT_CELLS
 from art_mcp.sampling.attention import FUSED_FROM
 from art_mcp.sampling.batch import PREFILL_CELLS
 from art_mcp.sampling.slots import ROOM, SHARE

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from art_mcp.core.samples import common_prefix
 from art_mcp.errors import TrainError
 from art_mcp.local import loss
+from art_mcp.local.agreement import Agreement
+from art_mcp.local.chosen import chosen_log_probs
 from art_mcp.local.finite import name_culprits
 from art_mcp.local.master import Masters
 from art_mcp.local.packing import Row, micro_batches, pack, plan_rows
@@ -28,8 +29,6 @@ from art_mcp.types import Sample, TrainConfig
 
 CONSTANT_LENGTH = 256
 """Tokens by which `normalize="constant"` divides each sample."""
-LOGIT_CELLS = 2**25
-"""Logits kept at once: with a large vocabulary they are computed in chunks, and again in the backward pass."""
 RECOMPUTED_MODEL = 1_000_000_000
 """Parameters from which activations on a GPU are computed again in the backward pass rather than kept."""
 
@@ -59,6 +58,7 @@ class TorchTrainer:
         self._single = any(parameter.dtype == torch.float32 for parameter in model.parameters())
         self.dtype: torch.dtype = next(model.parameters()).dtype
         self.optimizer = torch.optim.AdamW(self._parameters, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0)
+        self.agreement = Agreement(self.optimizer)
         self._adapters = hasattr(model, "peft_config")
         self._reference: Decoder | None = None
 
@@ -76,8 +76,9 @@ class TorchTrainer:
         """
         if any(sample.logprobs is None for sample in samples):
             raise TrainError("a demonstration has no sampled log probabilities: use the supervised start for it")
-        if config.target_kl is not None and not 0 < config.target_kl < math.inf:
-            raise TrainError(f"target_kl is {config.target_kl}: a step may go a finite way above 0, or None: any way")
+        for name, value in (("target_kl", config.target_kl), ("min_agreement", config.min_agreement)):
+            if value is not None and not 0 < value < math.inf:
+                raise TrainError(f"{name} is {value}: give a finite number above 0, or None to do without it")
         self._begin(samples)
         used = self._weighted(samples, config)
         metrics = {"samples": float(len(samples)), "samples_with_signal": float(sum(s.advantage != 0 for s in samples))}
@@ -92,18 +93,19 @@ class TorchTrainer:
             self._learn(batch, opening, weight_of, config=config)
 
         culprits = partial(name_culprits, self, [sample for sample, _ in used], config, among=samples, again=again)
+        watched, part = ({}, 1.0) if config.min_agreement is None else self.agreement.look(config.min_agreement)
         if config.target_kl is None:
-            norm = self._update(config, step, culprits=culprits)
+            norm = self._update(config, step, culprits=culprits, part=part)
         else:
             before = [parameter.detach().clone() for parameter in self._parameters]
             with ExitStack() as unfinished:
                 unfinished.callback(self.masters.restore, before)
-                norm = self._update(config, step, culprits=culprits)
+                norm = self._update(config, step, culprits=culprits, part=part)
                 measure = partial(divergence, self, [sample for sample, _ in used], probes, config)
                 label = f"step {step}, at a learning rate of {self._rate():.1e},"
                 figures |= hold(self.masters, before, measure, target=config.target_kl, label=label)
                 unfinished.pop_all()
-        return {**metrics, **figures, "gradient_norm": norm, "learning_rate": self._rate()}
+        return {**metrics, **figures, **watched, "gradient_norm": norm, "learning_rate": self._rate()}
 
     def imitate(self, samples: Sequence[Sample], config: TrainConfig, *, step: int) -> dict[str, float]:
         """One supervised step: mean negative log likelihood of the trainable tokens of demonstrations."""
@@ -248,6 +250,11 @@ class TorchTrainer:
             reference = self.score_rows(rows, opening, temperature=config.temperature, decoder=self._reference)
         return loss.kl_penalty(scores.log_probs, reference.log_probs)
 
+    def forget(self) -> None:
+        """The optimizer begins anew, and what its steps agreed on with it."""
+        self.optimizer.state.clear()
+        self.agreement.forget()
+
     def _rate(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
 
@@ -255,10 +262,11 @@ class TorchTrainer:
         """How many steps the optimizer has taken since it began, or was reset: what its moments know."""
         return max((int(entry["step"]) for entry in self.optimizer.state.values()), default=0)
 
-    def _update(self, config: TrainConfig, step: int, *, culprits: Callable[[], str]) -> float:
+    def _update(self, config: TrainConfig, step: int, *, culprits: Callable[[], str], part: float = 1.0) -> float:
+        """One step of the optimizer at this `part` of the learning rate."""
         rate = self.default_learning_rate() if config.learning_rate is None else config.learning_rate
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * min(1.0, (self._taken() + 1) / max(1, config.warmup_steps))
+            group["lr"] = part * rate * min(1.0, (self._taken() + 1) / max(1, config.warmup_steps))
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, config.max_grad_norm))
         finite = math.isfinite(norm)
         if finite:
@@ -277,22 +285,3 @@ def detached(tensor: Tensor) -> Tensor:
 
 def backward(value: Tensor) -> None:
     torch.autograd.backward(value)
-
-
-def chosen_log_probs(decoder: Decoder, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log probabilities (tokens,) of `targets` and entropies (tokens,) in nats, from hidden states (tokens, size)."""
-
-    def some(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        log_probs = torch.log_softmax(decoder.logits(hidden) / temperature, dim=-1)
-        entropies = -(log_probs.detach().exp() * log_probs.detach()).sum(dim=-1)
-        return log_probs.gather(1, targets[:, None])[:, 0], entropies
-
-    vocabulary = decoder.vocabulary
-    rows = max(1, LOGIT_CELLS // vocabulary)
-    if len(targets) <= rows:
-        return some(hidden, targets)
-    parts = [
-        checkpoint(some, hidden[start : start + rows], targets[start : start + rows], use_reentrant=False)
-        for start in range(0, len(targets), rows)
-    ]
-    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from art_mcp.errors import ModelError, TrainError, boundary
+from art_mcp.local.chosen import chosen_log_probs
 from art_mcp.local.models import (
     UNREADABLE,
     Loaded,
@@ -28,7 +29,7 @@ from art_mcp.local.models import (
     model_source,
 )
 from art_mcp.local.packing import Row
-from art_mcp.local.torch_trainer import Scores, TorchTrainer, chosen_log_probs
+from art_mcp.local.torch_trainer import Scores, TorchTrainer
 from art_mcp.local.unsloth_names import predict_replacement
 from art_mcp.sampling.decoder import Decoder, Prefix, TransformersDecoder
 from art_mcp.types import ModelSpec, Sample, TrainConfig

@@ -122,7 +122,7 @@ class Worker:
 
     async def reset_optimizer(self) -> None:
         """The optimizer forgets what it has seen; the weights and the step stay."""
-        await self.engine.exclusive(self.trainer.optimizer.state.clear)
+        await self.engine.exclusive(self.trainer.forget)
 
     async def save(self, folder: Path) -> None:
         await self.engine.exclusive(

@@ -9,7 +9,7 @@ from toys import FALLBACK, LEAN, draw_tokens, log_probs_of, make_model, open_eng
 
 from art_mcp.core.samples import common_prefix, demonstration
 from art_mcp.errors import TrainError
-from art_mcp.local import rates, torch_trainer
+from art_mcp.local import chosen, rates
 from art_mcp.local.models import add_lora
 from art_mcp.local.torch_trainer import CONSTANT_LENGTH, TorchTrainer
 from art_mcp.types import LoraSpec, Sample, SamplingParams, TrainConfig
@@ -118,7 +118,7 @@ def test_chunks_of_a_large_vocabulary_give_the_same_gradient_and_figures(monkeyp
     model = make_model()
     trainer, samples = TorchTrainer(model), make_batch(model)
     whole, figures = gradient_of(trainer, samples, PLAIN), trainer.accumulate(samples, PLAIN)
-    monkeypatch.setattr(torch_trainer, "LOGIT_CELLS", 97 * 5)
+    monkeypatch.setattr(chosen, "LOGIT_CELLS", 97 * 5)
     chunked = gradient_of(trainer, samples, PLAIN)
     assert distance(chunked, whole) < 1e-5
     assert trainer.accumulate(samples, PLAIN) == pytest.approx(figures, rel=1e-4)

@@ -137,7 +137,7 @@ def test_a_rate_that_overflows_leaves_the_weights_as_they_were():
 def test_a_target_that_is_no_distance_is_refused(target):
     trainer = TorchTrainer(make_model())
     start = flat(trainer.model.parameters())
-    with pytest.raises(TrainError, match=f"target_kl is {target}: a step may go a finite way above 0, or None"):
+    with pytest.raises(TrainError, match=f"target_kl is {target}: give a finite number above 0, or None"):
         trainer.step(make_batch(), FAR.with_(target_kl=target), step=0)
     assert torch.equal(flat(trainer.model.parameters()), start)
 

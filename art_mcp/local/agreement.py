@@ -1,0 +1,70 @@
+"""Whether the last gradients agree: where they do not, steps are shortened, so that chance does not carry a policy away."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean, stdev
+
+import torch
+from torch import Tensor
+
+WINDOW = 20
+"""Steps over which agreement is judged."""
+FEWEST = 5
+"""Steps before which it is not: with fewer a t statistic says little, and the learning rate warms up."""
+KEY = "agreements"
+
+
+class Agreement:
+    """Watches an AdamW `optimizer`: each step by reward is asked for before the optimizer takes it.
+
+    A gradient's cosine with Adam's momentum, the mean of the gradients before it, has mean 0 where rewards say nothing of what
+    the policy did, whatever it did and however the parameters lie: the expected gradient is 0 then. Student's t of the last
+    WINDOW cosines against that mean tells a signal from chance in a model of any size. What is remembered is kept in the
+    optimizer's own state, and so in its checkpoints.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+
+    @property
+    def cosines(self) -> list[float]:
+        """Of the last steps, oldest first."""
+        return self._optimizer.param_groups[0].setdefault(KEY, [])
+
+    def forget(self) -> None:
+        self._optimizer.param_groups[0][KEY] = []
+
+    def look(self, target: float) -> tuple[dict[str, float], float]:
+        """Figures of the gradient that the parameters hold: `agreement`, its cosine with the momentum, and `agreement_t`, where
+        there are enough of them; and which part of the learning rate its step is to take, 1 from a t of `target` on, 0 from
+        a t of 0 down. A first gradient, or one that is not finite, has none."""
+        found = self._cosine()
+        if found is None:
+            return {}, 1.0
+        self._optimizer.param_groups[0][KEY] = [*self.cosines, found][-WINDOW:]
+        if len(self.cosines) < FEWEST:
+            return {"agreement": found}, 1.0
+        statistic = t_of(self.cosines)
+        return {"agreement": found, "agreement_t": statistic}, min(1.0, max(0.0, statistic / target))
+
+    @torch.no_grad()
+    def _cosine(self) -> float | None:
+        state = self._optimizer.state
+        moved: list[Tensor] = [one for group in self._optimizer.param_groups for one in group["params"]]
+        pairs = [(one.grad, state[one]["exp_avg"]) for one in moved if one.grad is not None and one in state]
+        if not pairs:
+            return None
+        products = [torch.stack([(a * b).sum(), (a * a).sum(), (b * b).sum()]) for a, b in pairs]
+        dot, first, second = torch.stack(products).double().sum(dim=0).tolist()
+        found = dot / math.sqrt(first * second) if first > 0 and second > 0 else math.nan
+        return found if math.isfinite(found) else None
+
+
+def t_of(values: Sequence[float]) -> float:
+    """Student's t of two or more values, against a mean of 0."""
+    spread = stdev(values)
+    if not spread:
+        return math.copysign(1e6, fmean(values))
+    return fmean(values) / (spread / math.sqrt(len(values)))

@@ -1,0 +1,160 @@
+"""Steps are shortened while the gradients of the last ones do not agree, and only then."""
+
+import math
+import random
+
+import pytest
+import torch
+from toys import draw_tokens, make_model
+
+from art_mcp.errors import TrainError
+from art_mcp.local.agreement import FEWEST, WINDOW, Agreement, t_of
+from art_mcp.local.torch_trainer import TorchTrainer
+from art_mcp.types import Sample, TrainConfig
+
+CONFIG = TrainConfig(learning_rate=1e-4, warmup_steps=0, target_kl=None)
+
+
+def make_batch(advantages):
+    opening, batch = draw_tokens(14, seed="opening"), []
+    for number, advantage in enumerate(advantages):
+        rest = draw_tokens(6 + number, seed=number)
+        trainable = (False,) * 16 + (True,) * (len(rest) - 2)
+        batch.append(Sample((*opening, *rest), trainable, (-2.0,) * len(trainable), advantage))
+    return batch
+
+
+def steady(_):
+    """The same are liked and disliked at every step."""
+    return make_batch([1.0, -1.0] * 6)
+
+
+def by_chance(step):
+    """Rewards dealt out anew."""
+    dealt = [1.0, -1.0] * 6
+    random.Random(step).shuffle(dealt)
+    return make_batch(dealt)
+
+
+def run(batches, config, *, steps=16, model=None):
+    trainer = TorchTrainer(model or make_model())
+    return [trainer.step(batches(step), config, step=step) for step in range(steps)], trainer
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1.0, 2.0, 3.0, 4.0], 3.872983346),
+        ([-1.0, 1.0, -1.0, 1.0], 0.0),
+        ([-2.0, -1.0], -3.0),
+        ([0.1, 0.1], 1e6),
+        ([-0.1] * 2, -1e6),
+    ],
+)
+def test_t_is_students(values, expected):
+    assert t_of(values) == pytest.approx(expected)
+
+
+def watched(gradients):
+    """An optimizer of two weights after these gradients, and what Agreement finds of each."""
+    weights = [torch.zeros(2, requires_grad=True), torch.zeros(1, requires_grad=True)]
+    optimizer = torch.optim.AdamW(weights, lr=0.1)
+    agreement, found = Agreement(optimizer), []
+    for first, second in gradients:
+        weights[0].grad, weights[1].grad = torch.tensor(first), torch.tensor(second)
+        found.append(agreement.look(3.0))
+        optimizer.step()
+    return found, agreement, optimizer
+
+
+def test_a_gradient_is_compared_with_the_momentum_over_all_weights():
+    east, north = ([1.0, 0.0], [0.0]), ([0.0, 0.0], [2.0])
+    found, _, _ = watched([east, east, ([-3.0, 0.0], [0.0]), north])
+    assert found[0] == ({}, 1.0)  # there is nothing to compare it with
+    assert [figures["agreement"] for figures, _ in found[1:]] == pytest.approx([1.0, -1.0, 0.0])
+    found, _, _ = watched([east, ([1.0, 0.0], [1.0])])
+    assert found[1][0]["agreement"] == pytest.approx(math.sqrt(0.5))
+
+
+@pytest.mark.parametrize("gradient", [([0.0, 0.0], [0.0]), ([math.nan, 0.0], [0.0]), ([math.inf, 0.0], [0.0])])
+def test_a_gradient_that_has_no_direction_says_nothing(gradient):
+    found, agreement, _ = watched([([1.0, 0.0], [0.0]), gradient])
+    assert found[1] == ({}, 1.0)
+    assert agreement.cosines == []
+
+
+@pytest.mark.parametrize(
+    ("last", "part"), [([0.3, 0.31, 0.29, 0.3], 1.0), ([0.1, -0.1, 0.1, -0.1], 0.3253), ([-0.3, -0.31, -0.3, -0.2], 0.0)]
+)
+def test_the_part_that_is_taken_grows_with_t_up_to_the_target(last, part):
+    _, agreement, optimizer = watched([([1.0, 0.0], [0.0])])
+    optimizer.param_groups[0]["agreements"] = [*last]
+    optimizer.param_groups[0]["params"][0].grad = torch.tensor([1.0, 0.0]) if part else torch.tensor([0.0, 1.0])
+    figures, taken = agreement.look(3.0)
+    values = [*last, figures["agreement"]]
+    assert agreement.cosines == values
+    assert figures["agreement_t"] == pytest.approx(t_of(values))
+    assert taken == pytest.approx(part, abs=1e-3)
+
+
+def test_only_the_last_steps_count():
+    _, agreement, optimizer = watched([([1.0, 0.0], [0.0])])
+    optimizer.param_groups[0]["agreements"] = [float(number) for number in range(WINDOW)]
+    agreement.look(3.0)
+    assert agreement.cosines == [*(float(number) for number in range(1, WINDOW)), pytest.approx(1.0)]
+
+
+def test_steps_whose_rewards_agree_are_whole():
+    metrics, trainer = run(steady, CONFIG)
+    without, plain = run(steady, CONFIG.with_(min_agreement=None))
+    assert [one["learning_rate"] for one in metrics] == [1e-4] * 16
+    assert all(one["agreement_t"] > 3 for one in metrics[FEWEST:])
+    assert all(torch.equal(a, b) for a, b in zip(trainer.masters.moved, plain.masters.moved, strict=True))
+    assert not any("agreement" in one for one in without)
+    assert plain.agreement.cosines == []
+
+
+def test_rewards_of_chance_move_the_policy_less():
+    def way(trainer):
+        start = make_model().parameters()
+        return sum((a - b).detach().pow(2).sum().item() for a, b in zip(trainer.masters.moved, start, strict=True)) ** 0.5
+
+    metrics, trainer = run(by_chance, CONFIG, steps=30)
+    _, plain = run(by_chance, CONFIG.with_(min_agreement=None), steps=30)
+    rates = [one["learning_rate"] for one in metrics]
+    assert rates[:FEWEST] == [1e-4] * FEWEST
+    assert sum(rates[10:]) < 0.4 * 20 * 1e-4
+    assert way(trainer) < 0.8 * way(plain)
+
+
+def test_what_steps_agreed_on_is_kept_with_the_optimizer_and_forgotten_with_it():
+    _, trainer = run(by_chance, CONFIG, steps=8)
+    other = TorchTrainer(make_model())
+    other.optimizer.load_state_dict(trainer.optimizer.state_dict())
+    assert len(other.agreement.cosines) == 7
+    assert other.agreement.cosines == trainer.agreement.cosines
+    other.forget()
+    assert other.agreement.cosines == []
+    assert "agreement" not in other.step(by_chance(9), CONFIG, step=9)
+    assert len(trainer.agreement.cosines) == 7
+
+
+def test_supervised_steps_are_neither_watched_nor_shortened():
+    _, trainer = run(by_chance, CONFIG, steps=8)
+    known = trainer.agreement.cosines
+    demonstrations = [Sample(one.token_ids, one.trainable, None, 1.0) for one in steady(0)]
+    trainer.imitate(demonstrations, CONFIG, step=9)
+    assert trainer.optimizer.param_groups[0]["lr"] == 1e-4
+    assert trainer.agreement.cosines == known
+
+
+def test_weights_in_half_precision_are_watched_through_their_masters():
+    metrics, trainer = run(steady, CONFIG, model=make_model().bfloat16())
+    assert trainer.masters
+    assert all(one["agreement_t"] > 3 for one in metrics[FEWEST:])
+
+
+@pytest.mark.parametrize("target", [0.0, -1.0, math.nan, math.inf])
+def test_a_bound_that_is_none_is_refused(target):
+    with pytest.raises(TrainError, match=f"min_agreement is {target}: give a finite number above 0, or None"):
+        TorchTrainer(make_model()).step(steady(0), CONFIG.with_(min_agreement=target), step=0)
