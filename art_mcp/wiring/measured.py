@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 HOPELESS = 100
 TELLING = 20
 """Scenarios of which none is solved, so that it is worth a word."""
+LATELY = 10
+"""Steps by which a run's end is judged."""
 SHORTENED = 0.02
 """Where less than this is kept of a run's median step, its learning rate is far beyond what `target_kl` lets through."""
 
@@ -99,6 +101,17 @@ def note_cuts(run: Run, *, stream: Any) -> None:
         stream.write(
             f"note: --target-kl cut half of the steps to {median(kept):.1e} of their length or less: --lr is far too large; "
             "better is one at which step_kept (metrics.jsonl) is mostly above 0.1\n"
+        )
+
+
+def note_chance(run: Run, *, stream: Any) -> None:
+    """Tells `stream` where a run's last steps were mostly shortened for want of agreement."""
+    watched = [line["agreement_t"] for line in run.read_metrics() if "agreement_t" in line][-LATELY:]
+    if len(watched) == LATELY and median(watched) < 1:
+        stream.write(
+            f"note: the gradients of the last steps hardly agree (agreement_t {median(watched):.1f}, where 3 is a clear "
+            "signal), so these were shortened: rewards teach the policy nothing more here, or their signal is clearer with more scenarios, "
+            "--groups or --rollouts\n"
         )
 
 

@@ -21,7 +21,7 @@ from art_mcp.store.run import RUNS, Run, new_run, refuse_name
 from art_mcp.store.versions import installed
 from art_mcp.store.whole import replacing
 from art_mcp.types import TrainConfig
-from art_mcp.wiring.measured import known_at, measure, note_cuts, note_decline, note_nothing, recall_taught
+from art_mcp.wiring.measured import known_at, measure, note_chance, note_cuts, note_decline, note_nothing, recall_taught
 from art_mcp.wiring.stage import Setting, Stage, find_run, note_unseen_tools, open_stage, refuse_overlap
 from art_mcp.wiring.stopping import status_kept
 from art_mcp.wiring.tags import check_tags
@@ -133,6 +133,7 @@ async def carry_out(training: Training, run: Run, *, stage: Stage, clock: Clock,
         note_decline(run, after, setting=training.setting, step=step, stream=stream)
         note_nothing(before, after, step=step, stream=stream)
         note_cuts(run, stream=stream)
+        note_chance(run, stream=stream)
         finish(run, training)
         told = {"after": after, "seconds": clock.laps, "train_seconds": trained, "steps": step}
         run.describe({**told, "status": "finished"})

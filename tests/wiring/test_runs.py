@@ -511,6 +511,23 @@ def test_a_rate_of_which_the_target_leaves_nothing_is_told(project, kept, told):
 
 
 @pytest.mark.parametrize(
+    ("values", "told"),
+    [([5.0] * 9 + [0.2] * 10, "agreement_t 0.2, "), ([0.2] * 9, None), ([0.2] * 10 + [2.0] * 10, None), ([], None)],
+)
+def test_a_run_whose_last_steps_do_not_agree_says_what_it_means(project, values, told):
+    run, stream = run_at(project, "some"), StringIO()
+    run.folder.mkdir(parents=True)
+    run.metrics(0, {"agreement": 0.1})
+    for step, value in enumerate(values):
+        run.metrics(step + 1, {"agreement_t": value})
+    measured.note_chance(run, stream=stream)
+    if told is None:
+        assert stream.getvalue() == ""
+    else:
+        assert stream.getvalue().startswith(f"note: the gradients of the last steps hardly agree ({told}")
+
+
+@pytest.mark.parametrize(
     ("step", "solved", "n", "told"),
     [
         (3, [0, 0, 0], 20, True),
