@@ -524,7 +524,7 @@ def test_a_run_whose_last_steps_do_not_agree_says_what_it_means(project, values,
     if told is None:
         assert stream.getvalue() == ""
     else:
-        assert stream.getvalue().startswith(f"note: the gradients of the last steps hardly agree ({told}")
+        assert stream.getvalue().startswith(f"note: the last gradients hardly agree ({told}")
 
 
 @pytest.mark.parametrize(
