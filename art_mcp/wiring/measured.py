@@ -109,9 +109,9 @@ def note_chance(run: Run, *, stream: Any) -> None:
     watched = [line["agreement_t"] for line in run.read_metrics() if "agreement_t" in line][-LATELY:]
     if len(watched) == LATELY and median(watched) < 1:
         stream.write(
-            f"note: the last gradients hardly agree (agreement_t {median(watched):.1f}, where 3 is a clear signal), so steps were "
-            "shortened: rewards teach the policy nothing more here, or more scenarios, --groups or --rollouts would make their "
-            "signal clearer\n"
+            f"note: the last gradients hardly agree (agreement_t {median(watched):.1f}, where 3 is a clear signal), so steps "
+            "were shortened: rewards teach the policy nothing more here, or more scenarios, --groups or --rollouts would make "
+            "their signal clearer\n"
         )
 
 
