@@ -17,7 +17,9 @@ TURNS, RUN_ON = 1000, 200
 """Prompts that are answered by a turn, as in training, and prompts after which it goes on for 128 tokens whatever it writes:
 text that no policy was made for, where every token is a guess and rounding shows most."""
 BOUNDS, WIDER = {"mean": 0.01, "p99": 0.05}, 1.5
-"""Nats; and by how much of the base model's own difference, in the same run, that of the trained one may exceed it."""
+"""Nats, of the trainer, which takes logits in float32; and by how much of the base model's own difference, in the same run,
+that of the trained one may exceed it. Transformers rounds logits to bfloat16, by .03 nats and more at logits over 8, so that it
+is held only to the second."""
 
 pytestmark = [pytest.mark.gpu, pytest.mark.anyio, pytest.mark.timeout(500), pytest.mark.filterwarnings("default")]
 
@@ -64,7 +66,7 @@ async def test_full_weights_are_published_to_the_running_server(gpu_run, tmp_pat
     assert found["run_on"]["trainer"]["tokens"] >= 20_000
     assert stepped["mismatch"] <= BOUNDS["mean"]  # by the trainer in its own process, as every step of a run tells it
     for measure, bound in BOUNDS.items():
+        assert found["turns"]["trainer"][measure] <= bound
         for by in ("trainer", "transformers"):
-            assert found["turns"][by][measure] <= bound
             for kind in found:
                 assert found[kind][by][measure] <= WIDER * base[kind][by][measure]
