@@ -367,7 +367,7 @@ class TrainConfig:
     target_kl: float | None = 5e-4
     """A step that moves the policy by a larger KL is scaled down to it, measured on its own samples; None: whole steps."""
     min_agreement: float | None = 3.0
-    """Steps are shortened while Student's t of the last gradients' agreement is below it (`local.agreement`); None: never."""
+    """Steps shrink where Student's t of the last gradients' agreement is below it, target_kl grows above it; None: neither."""
     warmup_steps: int = 5
     temperature: float = 1.0
     share_prefix: bool = True

@@ -13,6 +13,8 @@ WINDOW = 20
 """Steps over which agreement is judged."""
 FEWEST = 5
 """Steps before which it is not: with fewer a t statistic says little, and the learning rate warms up."""
+WIDEST = 4.0
+"""How many times as far as where gradients just agree a step may go where they agree far better."""
 KEY = "agreements"
 
 
@@ -38,8 +40,9 @@ class Agreement:
 
     def look(self, target: float) -> tuple[dict[str, float], float]:
         """Figures of the gradient that the parameters hold: `agreement`, its cosine with the momentum, and `agreement_t`, where
-        there are enough of them; and which part of the learning rate its step is to take, 1 from a t of `target` on, 0 from
-        a t of 0 down. A first gradient, or one that is not finite, has none."""
+        there are enough of them; and how sure they make of it, t / `target` from 0 to WIDEST. Below 1 that is the part of the
+        learning rate that a step is to take; above, by how much farther it may go. Where little is known it is 1: at first,
+        and for a gradient that is not finite."""
         found = self._cosine()
         if found is None:
             return {}, 1.0
@@ -47,7 +50,7 @@ class Agreement:
         if len(self.cosines) < FEWEST:
             return {"agreement": found}, 1.0
         statistic = t_of(self.cosines)
-        return {"agreement": found, "agreement_t": statistic}, min(1.0, max(0.0, statistic / target))
+        return {"agreement": found, "agreement_t": statistic}, min(WIDEST, max(0.0, statistic / target))
 
     @torch.no_grad()
     def _cosine(self) -> float | None:

@@ -93,7 +93,8 @@ class TorchTrainer:
             self._learn(batch, opening, weight_of, config=config)
 
         culprits = partial(name_culprits, self, [sample for sample, _ in used], config, among=samples, again=again)
-        watched, part = ({}, 1.0) if config.min_agreement is None else self.agreement.look(config.min_agreement)
+        watched, sure = ({}, 1.0) if config.min_agreement is None else self.agreement.look(config.min_agreement)
+        part = min(1.0, sure)
         if config.target_kl is None:
             norm = self._update(config, step, culprits=culprits, part=part)
         else:
@@ -103,7 +104,8 @@ class TorchTrainer:
                 norm = self._update(config, step, culprits=culprits, part=part)
                 measure = partial(divergence, self, [sample for sample, _ in used], probes, config)
                 label = f"step {step}, at a learning rate of {self._rate():.1e},"
-                figures |= hold(self.masters, before, measure, target=config.target_kl, label=label)
+                target = config.target_kl * max(1.0, sure) ** 2  # KL is quadratic in a step's length
+                figures |= {**hold(self.masters, before, measure, target=target, label=label), "step_kl_bound": target}
                 unfinished.pop_all()
         return {**metrics, **figures, **watched, "gradient_norm": norm, "learning_rate": self._rate()}
 

@@ -84,9 +84,15 @@ def test_a_gradient_that_has_no_direction_says_nothing(gradient):
 
 
 @pytest.mark.parametrize(
-    ("last", "part"), [([0.3, 0.31, 0.29, 0.3], 1.0), ([0.1, -0.1, 0.1, -0.1], 0.3253), ([-0.3, -0.31, -0.3, -0.2], 0.0)]
+    ("last", "part"),
+    [
+        ([0.9, 0.95, 1.0, 0.97], 4.0),
+        ([0.3, 0.31, 0.29, 0.3], 1.0476),
+        ([0.1, -0.1, 0.1, -0.1], 0.3253),
+        ([-0.3, -0.31, -0.3, -0.2], 0.0),
+    ],
 )
-def test_the_part_that_is_taken_grows_with_t_up_to_the_target(last, part):
+def test_how_far_a_step_may_go_grows_with_t_up_to_four_times_the_target(last, part):
     _, agreement, optimizer = watched([([1.0, 0.0], [0.0])])
     optimizer.param_groups[0]["agreements"] = [*last]
     optimizer.param_groups[0]["params"][0].grad = torch.tensor([1.0, 0.0]) if part else torch.tensor([0.0, 1.0])
@@ -95,6 +101,20 @@ def test_the_part_that_is_taken_grows_with_t_up_to_the_target(last, part):
     assert agreement.cosines == values
     assert figures["agreement_t"] == pytest.approx(t_of(values))
     assert taken == pytest.approx(part, abs=1e-3)
+
+
+def test_a_step_may_go_the_farther_the_surer_its_direction_is():
+    metrics, _ = run(steady, CONFIG.with_(target_kl=1e-6, learning_rate=1e-3))
+    bounds = [one["step_kl_bound"] for one in metrics]
+    assert bounds[: FEWEST - 1] == [1e-6] * (FEWEST - 1)
+    for one in metrics[FEWEST:]:
+        sure = min(4.0, max(1.0, one["agreement_t"] / 3))
+        assert one["step_kl_bound"] == pytest.approx(1e-6 * sure**2)
+        kept = one["step_kl"] * one["step_kept"] ** 2
+        assert kept == pytest.approx(one["step_kl_bound"], rel=0.5) or one["step_kept"] == 1
+    assert max(bounds) == pytest.approx(1.6e-5)
+    chance, _ = run(by_chance, CONFIG.with_(target_kl=1e-6, learning_rate=1e-3))
+    assert [one["step_kl_bound"] for one in chance if one.get("agreement_t", 0) < 3] == [1e-6] * 16
 
 
 def test_only_the_last_steps_count():
