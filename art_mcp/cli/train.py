@@ -32,7 +32,7 @@ LearningRate = Annotated[
     o.number("--lr", min=0, help="Default: 1e-4 (LoRA), 3e-4 (under 10 M parameters), else 1e-5."),
 ]
 TargetKl = Annotated[
-    float, o.number("--target-kl", min=0, help="How far a step may move the policy, in nats a token, more where gradients agree; 0: any distance.")
+    float, o.number("--target-kl", min=0, help="How far a step may move the policy, in nats a token; 0: any distance.")
 ]
 MinAgreement = Annotated[
     float,
