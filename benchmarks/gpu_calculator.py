@@ -61,7 +61,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--share", choices=("even", "learning"), default="even", help="how a step's questions are dealt out")
     parser.add_argument("--progress", type=float, default=0.0, help="reward for steps on the way, at most so much")
     parser.add_argument("--uniform", action="store_true", help="walk through the questions, without the curriculum")
-    parser.add_argument("--overlap", action="store_true", help="play the next step beside this one (one-step off-policy)")
+    parser.add_argument(
+        "--overlap", type=int, nargs="?", default=0, const=1, help="play so many steps ahead (1 without a number)"
+    )
     parser.add_argument("--control", choices=("none", "shuffled"), default="none")
     parser.add_argument("--eval-n", type=int, default=500, help="held-out questions of levels 1 to 5, for each figure")
     parser.add_argument("--reserve", type=float, default=75.0, help="seconds kept for the evaluation after training")

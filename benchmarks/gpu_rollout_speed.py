@@ -42,15 +42,17 @@ class Setting:
     rollouts: int
     concurrency: int
     longest_first: bool
-    ahead: bool
+    ahead: int
 
 
 def read_setting(text: str) -> Setting:
-    found = re.fullmatch(r"(\d+)x(\d+)@(\d+)(L?)(A?)", text)
+    found = re.fullmatch(r"(\d+)x(\d+)@(\d+)(L?)(A*)", text)
     if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no setting: write GROUPSxROLLOUTS@CONCURRENCY, then L, A, LA or nothing")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no setting: write GROUPSxROLLOUTS@CONCURRENCY, then L or nothing, then A, AA or nothing"
+        )
     groups, rollouts, concurrency, longest, ahead = found.groups()
-    return Setting(text, int(groups), int(rollouts), int(concurrency), bool(longest), bool(ahead))
+    return Setting(text, int(groups), int(rollouts), int(concurrency), bool(longest), len(ahead))
 
 
 @dataclass(slots=True)

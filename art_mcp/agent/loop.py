@@ -36,9 +36,9 @@ class Plan:
     `concurrency` bounds the rollouts in flight. `save_every`: steps between checkpoints (0: only at the end). `seed` keys every
     draw of the run. `draw`: a walk through the split, or what is neither always nor never solved (`curriculum`).
 
-    `overlap`: the next step's rollouts begin while the last of this one's are played, and go on while it is trained; no token
-    is older than one step when it is trained (`overlap.Rounds` has the rule). A curriculum then knows a step less, and two runs
-    of the same seed differ, because how long a step takes decides which policy samples a turn.
+    `overlap`: the rollouts of so many next steps begin while the last of this one's are played, and go on while it is trained;
+    no token is older than so many steps when it is trained (`overlap.Rounds` has the rule). A curriculum then knows so many
+    steps less, and two runs of the same seed differ, because how long a step takes decides which policy samples a turn.
     """
 
     steps: int | None = None
@@ -50,7 +50,7 @@ class Plan:
     seed: int = 0
     split: str = "train"
     draw: Literal["uniform", "solved"] = "uniform"
-    overlap: bool = False
+    overlap: int = 0
 
     def goes_on(self, step: int, *, spent: float) -> bool:
         """Whether `step` is to be taken, after so many seconds."""
@@ -203,7 +203,7 @@ def open_book(
 ) -> Book:
     scenarios = environment.split(plan.split)
     curriculum = None if plan.draw == "uniform" else Curriculum(scenarios, plan.seed)
-    return Book(recorder, environment, scenarios, curriculum, began, int(plan.overlap), deque(history))
+    return Book(recorder, environment, scenarios, curriculum, began, plan.overlap, deque(history))
 
 
 async def to_its_end(work: Coroutine[Any, Any, None]) -> None:

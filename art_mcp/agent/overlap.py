@@ -1,13 +1,14 @@
-"""The batches of a training loop: one step's at a time, or the next step's beside it. What is learned from them is `loop`'s
+"""The batches of a training loop: one step's at a time, or the next steps' beside it. What is learned from them is `loop`'s
 business.
 
-The latter is one-step off-policy training with partial rollouts (verl's one_step_off_policy; AReaL, arXiv:2505.24298): nothing
-waits for the longest conversation of a batch, and the engine does not wait for the training of a step.
+The latter is off-policy training of bounded staleness with partial rollouts (verl's one_step_off_policy; AReaL,
+arXiv:2505.24298): nothing waits for the longest conversation of a batch, and the engine does not wait for the training of one.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -59,23 +60,23 @@ class Played:
 class Rounds:
     """Plays the steps of a loop, each of so many `rollouts`; one that lost its engine is played once more.
 
-    With `ahead`, the rollouts of step s begin when those of step s - 1 have all begun, and not before `play` was asked for step
-    s - 1, which is when step s - 2 is trained and published. So what is sampled for step s is sampled under the policy of step
-    s - 1 or s: when it is trained, no token is older than one step. Both steps share `places`. What is ahead is cancelled
-    `until` that time of anyio's clock; nothing is ahead of the last of `steps`.
+    The rollouts of step s begin when those of step s - 1 have all begun, and not before `play` was asked for step s - `ahead`,
+    which is when the step before that is trained and published. So what is sampled for step s is sampled under the policy of
+    step s - `ahead` or a later one: when it is trained, no token is older than `ahead` steps. All share `places`. What is ahead
+    is cancelled `until` that time of anyio's clock; nothing is ahead of the last of `steps`.
     """
 
     tasks: TaskGroup
     gather: Gather
     places: Places
     rollouts: int
-    ahead: bool
+    ahead: int
     steps: int | None
     until: float
-    _next: Batch | None = None
+    _coming: deque[Batch] = field(default_factory=deque[Batch])
 
     async def play(self, step: int) -> Played:
-        """The groups of `step`, each one more than the last. The next step's are played on when this returns."""
+        """The groups of `step`, each one more than the last. The next steps' are played on when this returns."""
         asked = monotonic()
         batch = await self._take(step)
         began, groups = batch.began, batch.groups
@@ -87,13 +88,16 @@ class Rounds:
         return Played(groups, batch.over - began, monotonic() - asked)
 
     async def _take(self, step: int) -> Batch:
-        """The batch of `step`, played; from now on the next one is ahead."""
-        batch = self._next
-        if batch is None or batch.scope.cancel_called:
-            batch = self._begin(step)
+        """The batch of `step`, played; from now on the next ones are ahead."""
+        if self._coming and self._coming[0].scope.cancel_called:
+            self._coming.clear()  # all end at the same time
+        batch = last = self._coming.popleft() if self._coming else self._begin(step)
         batch.scope.deadline = math.inf
-        more = self.ahead and (self.steps is None or step + 1 < self.steps)
-        self._next = self._begin(step + 1, after=batch) if more else None
+        if self._coming:
+            last = self._coming[-1]
+        while len(self._coming) < self.ahead and (self.steps is None or last.step + 1 < self.steps):
+            last = self._begin(last.step + 1, after=last)
+            self._coming.append(last)
         await batch.ended.wait()
         return batch
 
@@ -117,14 +121,15 @@ class Rounds:
 
     async def _drop(self) -> None:
         """Cancels what is ahead."""
-        if self._next is not None:
-            self._next.scope.cancel()
-            await self._next.ended.wait()
+        for batch in self._coming:
+            batch.scope.cancel()
+        for batch in self._coming:
+            await batch.ended.wait()
 
 
 @asynccontextmanager
 async def open_rounds(
-    gather: Gather, *, places: Places, rollouts: int, ahead: bool, steps: int | None = None, until: float = math.inf
+    gather: Gather, *, places: Places, rollouts: int, ahead: int, steps: int | None = None, until: float = math.inf
 ) -> AsyncGenerator[Rounds]:
     """What is still played when the block ends is cancelled. What `gather` raises ends the block and is raised, the first
     failure as it is."""

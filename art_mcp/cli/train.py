@@ -55,9 +55,12 @@ Curriculum = Annotated[
 ]
 Concurrency = Annotated[int, typer.Option("--concurrency", min=1, help="Rollouts at once; with --overlap best half a step's.")]
 Overlap = Annotated[
-    bool,
+    int,
     typer.Option(
-        "--overlap", help="Begin the next step's rollouts while this one's last are played and trained (one-step off-policy)."
+        "--overlap",
+        min=0,
+        metavar="N",
+        help="Play N steps ahead while this one's last rollouts are played and it is trained (off-policy by at most N steps).",
     ),
 ]
 
@@ -82,7 +85,7 @@ def command(
     warm_start: WarmStart = None,
     warm_epochs: WarmEpochs = 1.0,
     curriculum: Curriculum = False,
-    overlap: Overlap = False,
+    overlap: Overlap = 0,
     concurrency: Concurrency = 128,
     prepare: o.Prepare = False,
     control: Control = "none",

@@ -210,8 +210,8 @@ def refuse_overlap(setting: Setting, plan: Plan) -> None:
     """Raises ConfigError where the policy that samples a turn would depend on time, and must not."""
     if plan.overlap and setting.deterministic:
         raise ConfigError(
-            "a deterministic run cannot overlap its steps: how long one takes would decide which policy samples a turn of the "
-            "next; leave out --overlap or --deterministic"
+            "a deterministic run cannot overlap its steps: how long one takes would decide which policy samples a turn of "
+            "those after it; leave out --overlap or --deterministic"
         )
 
 

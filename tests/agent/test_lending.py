@@ -111,7 +111,7 @@ async def test_evaluation_training_and_demonstrations_play_on_servers_of_their_o
             await obedient(house),
             place,
             toolbox=servers,
-            plan=Plan(steps=2, groups=2, rollouts=4, overlap=True),
+            plan=Plan(steps=2, groups=2, rollouts=4, overlap=1),
             config=TrainConfig(),
             recorder=Quiet(),
             save=house_save,

@@ -1,4 +1,4 @@
-"""The next step's rollouts beside this one's and its training: when they may begin, how old their tokens are, how they end."""
+"""The next steps' rollouts beside this one's and its training: when they may begin, how old their tokens are, how they end."""
 
 import asyncio
 import math
@@ -86,7 +86,7 @@ def scenarios_of(steps, groups):
     return [scenario(ADD, f"{place} of step {order.index(place) // groups}", id=str(place)) for place in range(steps * groups)]
 
 
-async def loop(house, *, steps, groups=1, notebook=None, progress=None, seconds=None, spent=0.0, overlap=True, **fields):
+async def loop(house, *, steps, groups=1, notebook=None, progress=None, seconds=None, spent=0.0, overlap=1, **fields):
     notebook = notebook or Notebook()
     concurrency = fields.pop("concurrency", groups * house.rollouts)
     plan = Plan(steps, seconds, groups, house.rollouts, concurrency, save_every=0, overlap=overlap)
@@ -124,31 +124,34 @@ async def test_the_next_steps_rollouts_begin_while_the_longest_conversation_of_t
     assert house.step == 2
 
 
-async def test_rollouts_ahead_are_played_while_a_step_is_trained_and_no_further_step_begins():
+@pytest.mark.parametrize("ahead", [1, 2])
+async def test_rollouts_ahead_are_played_while_a_step_is_trained_and_no_further_step_begins(ahead):
     watcher = Watcher()
 
     async def learn(step):
-        while step == 0 and len(watcher.seen) < 6:  # all of steps 0 and 1
+        while step == 0 and len(watcher.seen) < 3 * (1 + ahead):  # all of step 0 and those ahead
             await anyio.lowlevel.checkpoint()
         for _ in range(100):
             await anyio.lowlevel.checkpoint()
 
     house = Stage(rollouts=3, learn=learn)
-    await loop(house, steps=4, progress=watcher)
-    for step in (0, 1):
-        assert house.log.index(f"train {step}") < house.log.index(f"begin {step + 2}") < house.log.index(f"train {step + 2}")
+    await loop(house, steps=4, progress=watcher, overlap=ahead)
+    for step in range(3 - ahead):
+        next_one = step + 1 + ahead
+        assert house.log.index(f"train {step}") < house.log.index(f"begin {next_one}") < house.log.index(f"train {next_one}")
     assert len(watcher.seen) == 12
 
 
 async def test_without_overlap_a_step_begins_when_the_one_before_is_trained():
     house = Stage(rollouts=2)
-    notebook = await loop(house, steps=3, overlap=False)
+    notebook = await loop(house, steps=3, overlap=0)
     assert house.log == [line for step in range(3) for line in (f"begin {step}", f"begin {step}", f"train {step}")]
     assert [line["staleness"] for line in notebook.lines.values()] == [0.0] * 3
 
 
+@pytest.mark.parametrize("ahead", [1, 2, 3])
 @pytest.mark.parametrize(("groups", "rollouts", "concurrency"), [(1, 4, 1), (2, 2, 3), (2, 3, 6), (1, 3, 50), (3, 2, 7)])
-async def test_at_any_pace_steps_begin_in_order_and_no_token_is_older_than_one_step(groups, rollouts, concurrency):
+async def test_at_any_pace_steps_begin_in_order_and_no_token_is_older_than_asked(groups, rollouts, concurrency, ahead):
     for seed in range(6):
         rng = random.Random(seed)
 
@@ -157,17 +160,17 @@ async def test_at_any_pace_steps_begin_in_order_and_no_token_is_older_than_one_s
                 await anyio.lowlevel.checkpoint()
 
         house, steps, each = Stage(rollouts=rollouts, turn=give_way, learn=give_way), 5, groups * rollouts
-        notebook = await loop(house, steps=steps, groups=groups, concurrency=concurrency)
+        notebook = await loop(house, steps=steps, groups=groups, concurrency=concurrency, overlap=ahead)
         assert begins(house) == [step for step in range(steps) for _ in range(each)]
         assert house.most <= concurrency
-        for step in range(2, steps):
-            assert house.log.index(f"begin {step}") > house.log.index(f"train {step - 2}")
+        for step in range(ahead + 1, steps):
+            assert house.log.index(f"begin {step}") > house.log.index(f"train {step - ahead - 1}")
         rollout_ids = set()
         for step, batch in enumerate(house.trained):
             played = [one.trajectory for group in batch for one in group.trajectories]
             rollout_ids |= {one.rollout_id for one in played}
             versions = {span.policy_version for one in played for span in one.spans if span.logprobs is not None}
-            assert versions <= {step - 1, step} - {-1}
+            assert versions <= set(range(max(0, step - ahead), step + 1))
             assert notebook.lines[step]["staleness"] == staleness(batch, step)
         assert len(rollout_ids) == steps * each
 
@@ -208,9 +211,23 @@ async def test_the_last_step_has_nothing_ahead():
 
 
 async def play_rounds(gather, count, **options):
-    options = {"places": places_of(2), "rollouts": 1, "ahead": True, **options}
+    options = {"places": places_of(2), "rollouts": 1, "ahead": 1, **options}
     async with open_rounds(gather, **options) as rounds:
         return [(await rounds.play(step)).groups for step in range(count)]
+
+
+async def test_the_longest_conversations_of_two_steps_hold_nothing_up_where_two_are_ahead():
+    other = anyio.Event()
+
+    async def turn(step, number, turn):
+        if step == 2:
+            other.set()
+        elif number == 0 and turn == 1:
+            await other.wait()  # for ever, were step 2 to wait for either
+
+    house = Stage(rollouts=3, turn=turn)
+    await loop(house, steps=3, overlap=2)
+    assert house.log.index("begin 2") < house.log.index("train 0")
 
 
 async def test_seconds_that_run_out_cancel_what_is_ahead_and_nothing_more_begins():
@@ -265,7 +282,8 @@ async def test_seconds_that_run_out_while_a_step_is_this_one_do_not_cut_it_and_t
         await play_rounds(gather, 2)
 
 
-async def test_a_step_that_was_cancelled_ahead_and_is_wanted_all_the_same_is_played():
+@pytest.mark.parametrize("ahead", [1, 2])
+async def test_a_step_that_was_cancelled_ahead_and_is_wanted_all_the_same_is_played(ahead):
     """Two clocks may disagree on whether the seconds have run out."""
     asked = []
 
@@ -275,7 +293,7 @@ async def test_a_step_that_was_cancelled_ahead_and_is_wanted_all_the_same_is_pla
             pass
         return [TrajectoryGroup((), scenario=scenario(str(step)))]
 
-    found = await play_rounds(gather, 3, until=anyio.current_time() - 1)
+    found = await play_rounds(gather, 3, until=anyio.current_time() - 1, ahead=ahead)
     assert asked == [0, 1, 2]
     assert [groups[0].scenario.prompt for groups in found] == ["0", "1", "2"]
 
@@ -295,7 +313,8 @@ async def test_a_loop_whose_seconds_are_spent_keeps_what_was_recorded_and_drops_
     assert set(begins(house)) <= {0, 1}
 
 
-async def test_a_batch_that_lost_its_engine_is_played_once_more_and_so_is_what_was_ahead_of_it():
+@pytest.mark.parametrize("ahead", [1, 2])
+async def test_a_batch_that_lost_its_engine_is_played_once_more_and_so_is_what_was_ahead_of_it(ahead):
     deaths = [anyio.Event(), anyio.Event()]
 
     async def turn(step, number, turn):
@@ -312,7 +331,7 @@ async def test_a_batch_that_lost_its_engine_is_played_once_more_and_so_is_what_w
                 deaths[1].set()
 
     house = Stage(rollouts=2, turn=turn)
-    notebook = await loop(house, steps=2)
+    notebook = await loop(house, steps=2, overlap=ahead)
     assert deaths[1].is_set()
     assert begins(house) == [0, 0, 1, 1, 0, 0, 1, 1]
     failed = [(notebook.lines[step]["rollouts"], notebook.lines[step]["failed_rollouts"]) for step in (0, 1)]
@@ -408,10 +427,11 @@ LEVELS = [
 ]
 
 
-async def test_a_curriculum_draws_after_a_resume_as_if_the_run_had_never_stopped():
+@pytest.mark.parametrize("ahead", [1, 2])
+async def test_a_curriculum_draws_after_a_resume_as_if_the_run_had_never_stopped(ahead):
     async def drawn(first, history):
         house, notebook = Playhouse(Obedient, step=first), Notebook()
-        plan = Plan(steps=7, groups=4, rollouts=2, draw="solved", overlap=True)
+        plan = Plan(steps=7, groups=4, rollouts=2, draw="solved", overlap=ahead)
         async with desk_tools() as toolbox:
             await train_loop(
                 await obedient(house),
@@ -477,7 +497,7 @@ async def test_the_seconds_of_a_step_say_what_it_waited_for_and_when_the_engine_
         await anyio.sleep(0.1)
 
     lines = {}
-    for overlap in (False, True):
+    for overlap in (0, 1):
         notebook = await loop(Stage(rollouts=2, turn=turn, learn=learn), steps=3, overlap=overlap, concurrency=4)
         lines[overlap] = notebook.lines[1]
         assert notebook.lines[1]["seconds_free"] >= notebook.lines[1]["seconds_idle"] >= 0

@@ -414,7 +414,7 @@ async def test_full_weights_are_published_beside_rollouts_that_go_on_and_wait_fo
                 tasks.start_soon(play)
         return ()
 
-    async with open_rounds(gather, places=places_of(3), rollouts=4, ahead=True, steps=4) as rounds:
+    async with open_rounds(gather, places=places_of(3), rollouts=4, ahead=1, steps=4) as rounds:
         for step in range(4):
             await rounds.play(step)
             await whole.publish(step + 1, folders(f"v{step + 1}"))

@@ -209,7 +209,7 @@ def test_the_metrics_of_a_run_go_on_at_one_id_in_wandb_after_a_stop_and_no_other
 @pytest.mark.parametrize("in_process", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_run_that_overlaps_its_steps_learns_from_tokens_of_two_policies_and_corrects_for_it(project, in_process):
     setting = Setting(ENVIRONMENT, in_process=in_process)
-    plan = Plan(steps=3, groups=4, rollouts=4, concurrency=32, overlap=True)
+    plan = Plan(steps=3, groups=4, rollouts=4, concurrency=32, overlap=1)
     train(replace(ASKED, setting=setting, plan=plan, eval_n=0), "beside")
     resume("beside", steps=4)
     run = run_at(project, "beside")
@@ -231,7 +231,7 @@ def test_a_run_that_overlaps_its_steps_learns_from_tokens_of_two_policies_and_co
 
 def test_a_deterministic_run_that_overlaps_its_steps_is_refused_in_words(project):
     with pytest.raises(ConfigError, match=r"cannot overlap its steps.*leave out --overlap or --deterministic"):
-        train(replace(ASKED, plan=replace(PLAN, overlap=True)), "beside")
+        train(replace(ASKED, plan=replace(PLAN, overlap=2)), "beside")
     assert not (project / "runs" / "beside").exists()
 
 
