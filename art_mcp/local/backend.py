@@ -177,7 +177,8 @@ class LocalBackend:
         return metrics
 
     async def imitate(self, trainable: Trainable, samples: Sequence[Sample], *, config: TrainConfig) -> dict[str, float]:
-        """One supervised step on demonstrations (`core.samples.demonstration`), then the new policy is published."""
+        """One supervised step on demonstrations (`core.samples.demonstration`), then the new policy is published. The
+        first step by reward after nothing but such steps begins with a new optimizer."""
         return await self._worker(trainable).imitate(samples, config)
 
     async def reset_optimizer(self, trainable: Trainable) -> None:

@@ -119,7 +119,7 @@ class ServedWorker:
     async def train(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
         """One step, after which the new policy is published; what is in flight ends under the old one. `seconds_publish` of
         the metrics is from the last gradient until requests are sampled under the new policy; of it, `seconds_held` was spent
-        waiting for requests under an older one (an engine holds two), `seconds_write` writing the weights, the rest until the
+        waiting for requests under older ones (an engine holds three), `seconds_write` writing the weights, the rest until the
         engine has read them (both absent where it could not). An engine that cannot have them is told, and the step stands:
         whoever samples next tries it again, and has the failure."""
         return await asyncio.shield(self._train(samples, config))

@@ -29,6 +29,8 @@ from art_mcp.types import Sample, TrainConfig
 
 CONSTANT_LENGTH = 256
 """Tokens by which `normalize="constant"` divides each sample."""
+REWARDED = "rewarded"
+"""Whether a step by reward is in the optimizer's state, which keeps this too, and so do its checkpoints."""
 RECOMPUTED_MODEL = 1_000_000_000
 """Parameters from which activations on a GPU are computed again in the backward pass rather than kept."""
 
@@ -69,7 +71,8 @@ class TorchTrainer:
 
     def step(self, samples: Sequence[Sample], config: TrainConfig, *, step: int) -> dict[str, float]:
         """One optimizer step over the whole batch; `step` is the run's, for whoever reads of it. The warm-up counts the steps
-        of the optimizer itself, which begins anew after demonstrations.
+        of the optimizer itself, which begins anew where it has learned from demonstrations alone: their momentum would go on
+        teaching, whatever the rewards say.
 
         A batch without any signal changes nothing, not even the optimizer's state. Raises TrainError for demonstrations,
         and when the gradient is not finite (then too, nothing is changed).
@@ -85,6 +88,8 @@ class TorchTrainer:
         metrics["trainable_tokens"] = float(sum(sum(sample.trainable) for sample in samples))
         if not any(sample.advantage for sample, _ in used):
             return {**metrics, "loss": 0.0, "gradient_norm": 0.0}
+        if not self.optimizer.param_groups[0].get(REWARDED):
+            self.forget()
         self._check_reference(config)
         figures, probes = self._accumulate(used, config)
         weight_of = {id(sample): weight for sample, weight in used}
@@ -107,6 +112,7 @@ class TorchTrainer:
                 target = config.target_kl * max(1.0, sure) ** 2  # KL is quadratic in a step's length
                 figures |= {**hold(self.masters, before, measure, target=target, label=label), "step_kl_bound": target}
                 unfinished.pop_all()
+        self.optimizer.param_groups[0][REWARDED] = True
         return {**metrics, **figures, **watched, "gradient_norm": norm, "learning_rate": self._rate()}
 
     def imitate(self, samples: Sequence[Sample], config: TrainConfig, *, step: int) -> dict[str, float]:
@@ -255,6 +261,7 @@ class TorchTrainer:
     def forget(self) -> None:
         """The optimizer begins anew, and what its steps agreed on with it."""
         self.optimizer.state.clear()
+        self.optimizer.param_groups[0][REWARDED] = False
         self.agreement.forget()
 
     def _rate(self) -> float:

@@ -17,6 +17,9 @@ from art_mcp.errors import ConfigError
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes for --max-lora-rank."""
+ADAPTERS = 3
+"""Versions of a policy that a server holds: the one that is sampled and two before it, whose last requests may still be
+running. A turn may well take longer than a step whose rollouts were played ahead."""
 OURS = {
     *("model", "host", "port", "uds", "root_path", "api_key", "ssl_keyfile", "ssl_certfile", "api_server_count", "headless"),
     *("served_model_name", "enable_lora", "max_loras", "logprobs_mode", "generation_config", "return_tokens_as_token_ids"),
@@ -125,8 +128,7 @@ def our_options(served: Served, *, port: int) -> dict[str, Any]:
         "disable_log_stats": True,
     }
     if served.lora_rank is not None:
-        # the policy that is sampled and the one before it, whose last requests may still be running
-        options |= {"enable_lora": True, "max_loras": 2, "max_lora_rank": allowed_rank(served.lora_rank)}
+        options |= {"enable_lora": True, "max_loras": ADAPTERS, "max_lora_rank": allowed_rank(served.lora_rank)}
     return options
 
 

@@ -16,7 +16,7 @@ import anyio
 
 from art_mcp.errors import EngineError
 from art_mcp.sampling.room import room_for
-from art_mcp.sampling.vllm_args import Served, VllmSettings
+from art_mcp.sampling.vllm_args import ADAPTERS, Served, VllmSettings
 from art_mcp.sampling.vllm_messages import COMPLETIONS, TOKENS, complaint, serves_tokens
 from art_mcp.sampling.vllm_server import VllmServer, say, started
 from art_mcp.sampling.vllm_version import Version
@@ -31,9 +31,9 @@ REMOVE_SECONDS = 10.0
 class VllmEngine:
     """Samples under the version that was published last; every request keeps the one under which it began.
 
-    With adapters two versions are loaded at most, under the names `name@step`: the old one goes, folder and all, when its last
-    request has ended. Full weights are replaced in place: requests in flight end first, later ones wait. A server that died
-    fails what it was sampling, and another is started for the next request.
+    With adapters ADAPTERS versions are loaded at most, under the names `name@step`: an old one goes, folder and all, when its
+    last request has ended. Full weights are replaced in place: requests in flight end first, later ones wait. A server that
+    died fails what it was sampling, and another is started for the next request.
     """
 
     def __init__(self, served: Served, settings: VllmSettings) -> None:
@@ -41,12 +41,11 @@ class VllmEngine:
         self._adapters = served.lora_rank is not None
         self.server = VllmServer(settings)
         self._version: Version | None = None
-        self._older, self._loaded = set[Version](), set[Version]()
-        self._unanswered: set[str] = set()
+        self._older, self._loaded, self._unanswered = set[Version](), set[Version](), set[str]()
         self._booting: asyncio.Task[None] | None = None
         self._starting: asyncio.Task[None] | None = None
         self._doubtful = self._closed = False
-        self._open = asyncio.Event()
+        self._open, self._freed = asyncio.Event(), asyncio.Event()
         self._open.set()
         self._context = 0
         self._door = COMPLETIONS
@@ -134,9 +133,10 @@ class VllmEngine:
         await self.ready()
 
     async def make_room(self) -> None:
-        """Returns when an adapter can be loaded: when the one before the current one has no request left."""
-        while self._older:
-            await next(iter(self._older)).gone.wait()
+        """Returns when an adapter can be loaded: when few enough of those before the current one have requests left."""
+        while len(self._older) >= ADAPTERS - 1:
+            self._freed.clear()
+            await self._freed.wait()
 
     async def take(self, step: int, folder: Path) -> None:
         """`publish` to a living server; to one that has died, or is starting, for when it is ready."""
@@ -236,7 +236,7 @@ class VllmEngine:
             finally:
                 await asyncio.to_thread(shutil.rmtree, version.folder, ignore_errors=True)
                 self._older.discard(version)
-                version.gone.set()
+                self._freed.set()
 
     async def _replace(self, old: Version, new: Version) -> None:
         """Full weights: nothing is sampled while they change, and from then on only under the new name."""

@@ -160,7 +160,7 @@ class VllmReplicas:
         await self.ready()
 
     async def make_room(self) -> None:
-        """Returns when every replica can load an adapter: when the one before the current one has no request left."""
+        """Returns when every replica can load an adapter: when few of those before the current one have requests left."""
         for engine in self.engines:
             await engine.make_room()
 

@@ -15,7 +15,7 @@ class Version:
         self.policy, self.folder = policy, folder
         self.requests = 0
         self.retired = False
-        self.idle, self.gone = asyncio.Event(), asyncio.Event()
+        self.idle = asyncio.Event()
         self.idle.set()
 
     def hold(self) -> Version:

@@ -162,10 +162,37 @@ def test_what_steps_agreed_on_is_kept_with_the_optimizer_and_forgotten_with_it()
 def test_supervised_steps_are_neither_watched_nor_shortened():
     _, trainer = run(by_chance, CONFIG, steps=8)
     known = trainer.agreement.cosines
-    demonstrations = [Sample(one.token_ids, one.trainable, None, 1.0) for one in steady(0)]
-    trainer.imitate(demonstrations, CONFIG, step=9)
+    trainer.imitate(demonstrations(), CONFIG, step=9)
     assert trainer.optimizer.param_groups[0]["lr"] == 1e-4
     assert trainer.agreement.cosines == known
+
+
+def demonstrations():
+    return [Sample(one.token_ids, one.trainable, None, 1.0) for one in steady(0)]
+
+
+def test_what_demonstrations_taught_does_not_go_on_teaching_in_steps_by_reward():
+    """Their momentum would: a control that must learn nothing went on learning from them."""
+    config, trainers = CONFIG.with_(warmup_steps=4), [TorchTrainer(make_model()) for _ in range(2)]
+    for trainer in trainers:
+        for number in range(6):
+            trainer.imitate(demonstrations(), CONFIG, step=number)
+    trainers[1].forget()
+    for step in range(6, 9):
+        found, expected = (trainer.step(steady(step), config, step=step) for trainer in trainers)
+        assert found == expected
+        assert found["learning_rate"] == (step - 5) / 4 * 1e-4
+    assert all(torch.equal(*pair) for pair in zip(*(trainer.masters.moved for trainer in trainers), strict=True))
+
+
+def test_demonstrations_between_steps_by_reward_leave_the_optimizer_as_it_is():
+    config = CONFIG.with_(warmup_steps=8)
+    _, trainer = run(steady, config, steps=3)
+    trainer.imitate(demonstrations(), CONFIG, step=3)
+    assert trainer.step(steady(4), config, step=4)["learning_rate"] == 5 / 8 * 1e-4
+    other = TorchTrainer(make_model())
+    other.optimizer.load_state_dict(trainer.optimizer.state_dict())
+    assert other.step(steady(5), config, step=5)["learning_rate"] == 6 / 8 * 1e-4
 
 
 def test_weights_in_half_precision_are_watched_through_their_masters():

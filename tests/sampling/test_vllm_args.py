@@ -67,7 +67,7 @@ def test_an_engine_on_a_gpu_has_one_cpu_thread_unless_told_otherwise(given, gpu,
 def test_an_adapter_fits_the_rank_that_vllm_is_told(rank, held):
     words = command(served=Served("policy", "/models/base", "float32", lora_rank=rank))
     assert value_of(words, "--max-lora-rank") == held
-    assert value_of(words, "--max-loras") == "2"
+    assert value_of(words, "--max-loras") == "3"
 
 
 def test_a_rank_beyond_all_that_vllm_holds_is_refused():

@@ -176,18 +176,24 @@ async def test_an_old_version_stays_until_its_last_request_has_ended(engine, fol
     assert not (tmp_path / "v0").exists()
 
 
-async def test_a_third_version_waits_until_the_first_is_gone(engine, folders):
+async def test_a_version_waits_for_room_until_one_of_two_that_are_still_sampled_under_is_gone(engine, folders):
     old = await in_flight(engine)
     await engine.publish(1, folders("v1"))
-    third = asyncio.create_task(engine.publish(2, folders("v2")))
+    (newer,) = await in_flight(engine)
+    await engine.publish(2, folders("v2"))  # which does not wait for either
+    fourth = asyncio.create_task(engine.publish(3, folders("v3")))
     for _ in range(3):
         await post(engine, "/hold")  # time for a wrong order to show
-    assert not third.done()
+    assert not fourth.done()
+    assert "unload policy@0" not in await told(engine)
+    newer.cancel()
+    await fourth
     await post(engine, "/release")
-    await asyncio.gather(*old, third)
+    await asyncio.gather(*old)
     lines = await told(engine)
-    assert lines.index("unload policy@0") < lines.index("load policy@2") < lines.index("unload policy@1")
-    assert (await draw(engine)).span.policy_version == 2
+    assert lines.index("load policy@2") < lines.index("unload policy@1") < lines.index("load policy@3")
+    assert lines.index("load policy@3") < lines.index("unload policy@0")
+    assert (await draw(engine)).span.policy_version == 3
 
 
 async def test_a_cancelled_request_lets_its_version_go(engine, folders, tmp_path):
