@@ -44,7 +44,7 @@ def gpu_run(model_folder, tmp_path_factory):
     made = os.environ.get("ART_MCP_GPU_RUN")
     folder = Path(made) if made else tmp_path_factory.mktemp("run")
     if not made:
-        options = ["--warm-start", "512", "--seconds", "40", "--eval-n", "300", "--deadline", "400"]
+        options = ["--warm-start", "512", "--seconds", "40", "--eval-n", "300", "--before", "sampled", "--deadline", "400"]
         paths = ["--save", str(folder / "saved"), "--dump", str(folder / "samples.json"), "--out", str(folder)]
         command = [sys.executable, "-m", "benchmarks.gpu_calculator", "--model", str(model_folder), "--trainer", "unsloth"]
         subprocess.run([*command, *options, *paths], check=True)

@@ -1,0 +1,128 @@
+"""The runs behind the GPU pages of docs/results, one on each GPU of a host, within a time that they share.
+
+    art-mcp prepare MODEL PREPARED
+    python -m benchmarks.gpu_arms weak-first  --model PREPARED --out OUT --limit 575
+    python -m benchmarks.gpu_arms weak-second --model PREPARED --out OUT --limit 480
+    python -m benchmarks.gpu_arms others      --model PREPARED --out OUT --limit 510
+
+`weak-first` and `weak-second` are the two halves of three seeds from a weak start and of their control; `others` a second
+control, the main line, the test of gradients, and rewards alone. Where there are fewer GPUs than arms, the first are run. Each
+writes OUT/ARM.log and OUT/ARM/result.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ENGINE = "--engine vllm --micro-batch-tokens 8192 --engine-replicas 3 --memory-share 0.35"
+SHARED = "--groups 128 --rollouts 8 --share learning --progress 0.3 --temperature 1.2 --overlap 2 --seconds 288 --eval-n 500"
+WEAK = f"--trainer torch {SHARED} --warm-epochs 4 --warm-batch 32 --learning-rate 1.5e-4 --reserve 45"
+FIRST = f"{WEAK} --warm-start 200 --no-before"
+MAIN = (
+    f"{SHARED} --warm-start 6600 --warm-levels [2,3,6,10,12] --warm-rate 3e-4 --warm-batch 64 --learning-rate 1e-4 "
+    "--final-rate 2e-5 --no-before --reserve 65"
+)
+ALONE = (
+    "--trainer torch --warm-start 0 --lenient --progress 0.3 --groups 32 --rollouts 8 --seconds 300 --learning-rate 1e-4 "
+    "--eval-n 500 --no-before"
+)
+SPARE = 12.0
+"""Seconds of the limit that an arm is not given: for its end."""
+
+
+def second_half(first: str) -> str:
+    return f"{WEAK} --final-rate 2e-5 --resume OUT/{first}/saved --against OUT/{first}/result.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A run of `gpu_calculator` with these options, or, where there are none, the test of gradients."""
+
+    name: str
+    options: str = ""
+
+    def command(self, model: Path, out: Path, *, limit: float) -> list[str]:
+        if not self.options:
+            chosen = ["-m", "gpu", "-p", "no:cacheprovider", "tests/gpu/test_gradients.py", "-k", "not every_token"]
+            return ["timeout", str(int(limit)), sys.executable, "-m", "pytest", "-q", *chosen]
+        options = shlex.split(f"{ENGINE} {self.options}".replace("OUT/", f"{out}/"))
+        paths = ["--model", str(model), "--save", str(out / self.name / "saved"), "--out", str(out / self.name)]
+        return [sys.executable, "-m", "benchmarks.gpu_calculator", *paths, "--deadline", f"{limit:.0f}", *options]
+
+
+ARMS = {
+    "weak-first": [
+        Arm("weak-1-first", f"{FIRST} --seed 1"),
+        Arm("control-1-first", f"{FIRST} --seed 1 --control shuffled"),
+        Arm("weak-2-first", f"{FIRST} --seed 2"),
+        Arm("weak-3-first", f"{FIRST} --seed 3"),
+    ],
+    "weak-second": [
+        Arm("weak-1-second", f"{second_half('weak-1-first')} --seed 1"),
+        Arm("control-1-second", f"{second_half('control-1-first')} --seed 1 --control shuffled"),
+        Arm("weak-2-second", f"{second_half('weak-2-first')} --seed 2"),
+        Arm("weak-3-second", f"{second_half('weak-3-first')} --seed 3"),
+    ],
+    "others": [
+        Arm("control-2-first", f"{FIRST} --seed 2 --control shuffled"),
+        Arm("main-unsloth", f"{MAIN} --trainer unsloth --seed 8"),
+        Arm("gradients"),
+        Arm("main-torch", f"{MAIN} --trainer torch --seed 10"),
+        Arm("rewards-alone", f"{ALONE} --seed 1"),
+    ],
+}
+
+
+def gpus() -> list[str]:
+    """The GPUs that may be used, by the names that CUDA_VISIBLE_DEVICES takes."""
+    asked = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if asked is not None:
+        return [name for name in asked.split(",") if name]
+    listed = subprocess.run(["nvidia-smi", "-L"], check=True, capture_output=True, text=True).stdout
+    return [str(place) for place, _ in enumerate(listed.splitlines())]
+
+
+def start(arm: Arm, gpu: str, arguments: argparse.Namespace, *, limit: float) -> subprocess.Popen[bytes]:
+    command = arm.command(arguments.model, arguments.out, limit=limit)
+    notes = {"ART_MCP_GPU_MODEL": str(arguments.model), "ART_MCP_GPU_NOTES": str(arguments.out / "gradients.json")}
+    with (arguments.out / f"{arm.name}.log").open("wb") as log:
+        log.write(f"{shlex.join(command)}\n".encode())
+        log.flush()
+        where = {**os.environ, **notes, "CUDA_VISIBLE_DEVICES": gpu, "PYTHONUNBUFFERED": "1"}
+        return subprocess.Popen(command, env=where, stdout=log, stderr=subprocess.STDOUT)
+
+
+def main() -> int:
+    began = time.monotonic()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("arms", choices=ARMS, help="which runs")
+    parser.add_argument("--only", nargs="*", default=(), metavar="ARM", help="of these, only so called ones")
+    parser.add_argument("--model", type=Path, required=True, help="the folder that `art-mcp prepare` wrote")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--limit", type=float, default=575.0, help="seconds for all, the start included")
+    given = parser.parse_args()
+    given.model, given.out = given.model.resolve(), given.out.resolve()
+    given.out.mkdir(parents=True, exist_ok=True)
+    chosen = [arm for arm in ARMS[given.arms] if not given.only or arm.name in given.only]
+    limit = given.limit - SPARE - (time.monotonic() - began)
+    running = {arm.name: start(arm, gpu, given, limit=limit) for arm, gpu in zip(chosen, gpus(), strict=False)}
+    left = [arm.name for arm in chosen if arm.name not in running]
+    if left:
+        print(f"no GPU is left for {', '.join(left)}: run again with --only {' '.join(left)}")
+    failed = 0
+    for name, process in running.items():
+        failed += process.wait() != 0
+        last = (given.out / f"{name}.log").read_text(errors="replace").splitlines()[-1:]
+        print(f"{name}: exit code {process.returncode}: {' '.join(last)}", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
