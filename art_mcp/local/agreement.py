@@ -11,8 +11,13 @@ from torch import Tensor
 
 WINDOW = 20
 """Steps over which agreement is judged."""
-FEWEST = 5
-"""Steps before which it is not: with fewer a t statistic says little, and the learning rate warms up."""
+QUANTILES = (
+    *(4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093),
+)
+"""What Student's t is below with a chance of 0.975, from 2 degrees of freedom (three cosines) to those of a full WINDOW."""
+FEWEST = 3
+"""Cosines from which agreement is judged: the first steps, whose learning rate warms up, go by it none the less."""
 WIDEST = 4.0
 """How many times as far as where gradients just agree a step may go where they agree far better."""
 KEY = "agreements"
@@ -23,8 +28,9 @@ class Agreement:
 
     A gradient's cosine with Adam's momentum, the mean of the gradients before it, has mean 0 where rewards say nothing of what
     the policy did, whatever it did and however the parameters lie: the expected gradient is 0 then. Student's t of the last
-    WINDOW cosines against that mean tells a signal from chance in a model of any size. What is remembered is kept in the
-    optimizer's own state, and so in its checkpoints.
+    WINDOW cosines against that mean tells a signal from chance in a model of any size. Of few cosines a large t is more often
+    chance, so it counts for less: as the QUANTILES of Student's distribution say. What is remembered is kept in the optimizer's
+    own state, and so in its checkpoints.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -40,9 +46,9 @@ class Agreement:
 
     def look(self, target: float) -> tuple[dict[str, float], float]:
         """Figures of the gradient that the parameters hold: `agreement`, its cosine with the momentum, and `agreement_t`, where
-        there are enough of them; and how sure they make of it, t / `target` from 0 to WIDEST. Below 1 that is the part of the
-        learning rate that a step is to take; above, by how much farther it may go. Where little is known it is 1: at first,
-        and for a gradient that is not finite."""
+        there are FEWEST of them; and how sure they make of it, from 0 to WIDEST: t / `target`, less where they are fewer than
+        WINDOW. Below 1 that is the part of the learning rate that a step is to take; above, by how much farther it may go.
+        Where nothing is known it is 1: at first, and for a gradient that is not finite."""
         found = self._cosine()
         if found is None:
             return {}, 1.0
@@ -50,7 +56,8 @@ class Agreement:
         if len(self.cosines) < FEWEST:
             return {"agreement": found}, 1.0
         statistic = t_of(self.cosines)
-        return {"agreement": found, "agreement_t": statistic}, min(WIDEST, max(0.0, statistic / target))
+        wanted = target * QUANTILES[len(self.cosines) - FEWEST] / QUANTILES[-1]
+        return {"agreement": found, "agreement_t": statistic}, min(WIDEST, max(0.0, statistic / wanted))
 
     @torch.no_grad()
     def _cosine(self) -> float | None:

@@ -8,7 +8,7 @@ import torch
 from toys import draw_tokens, make_model
 
 from art_mcp.errors import TrainError
-from art_mcp.local.agreement import FEWEST, WINDOW, Agreement, t_of
+from art_mcp.local.agreement import FEWEST, QUANTILES, WINDOW, Agreement, t_of
 from art_mcp.local.torch_trainer import TorchTrainer
 from art_mcp.types import Sample, TrainConfig
 
@@ -87,9 +87,11 @@ def test_a_gradient_that_has_no_direction_says_nothing(gradient):
     ("last", "part"),
     [
         ([0.9, 0.95, 1.0, 0.97], 4.0),
-        ([0.3, 0.31, 0.29, 0.3], 1.0476),
-        ([0.1, -0.1, 0.1, -0.1], 0.3253),
+        ([0.3, 0.31, 0.29, 0.3], 1.0476 * 2.093 / 2.776),
+        ([0.1, -0.1, 0.1, -0.1], 0.3253 * 2.093 / 2.776),
         ([-0.3, -0.31, -0.3, -0.2], 0.0),
+        ([0.5, 0.5], 4.0 / 3 * 2.093 / 4.303),
+        ([0.1, -0.1] * 10, 0.2727),
     ],
 )
 def test_how_far_a_step_may_go_grows_with_t_up_to_four_times_the_target(last, part):
@@ -97,7 +99,7 @@ def test_how_far_a_step_may_go_grows_with_t_up_to_four_times_the_target(last, pa
     optimizer.param_groups[0]["agreements"] = [*last]
     optimizer.param_groups[0]["params"][0].grad = torch.tensor([1.0, 0.0]) if part else torch.tensor([0.0, 1.0])
     figures, taken = agreement.look(3.0)
-    values = [*last, figures["agreement"]]
+    values = [*last, figures["agreement"]][-WINDOW:]
     assert agreement.cosines == values
     assert figures["agreement_t"] == pytest.approx(t_of(values))
     assert taken == pytest.approx(part, abs=1e-3)
@@ -106,15 +108,36 @@ def test_how_far_a_step_may_go_grows_with_t_up_to_four_times_the_target(last, pa
 def test_a_step_may_go_the_farther_the_surer_its_direction_is():
     metrics, _ = run(steady, CONFIG.with_(target_kl=1e-6, learning_rate=1e-3))
     bounds = [one["step_kl_bound"] for one in metrics]
-    assert bounds[: FEWEST - 1] == [1e-6] * (FEWEST - 1)
-    for one in metrics[FEWEST:]:
-        sure = min(4.0, max(1.0, one["agreement_t"] / 3))
+    assert bounds[:FEWEST] == [1e-6] * FEWEST
+    for known, one in enumerate(metrics[FEWEST:]):
+        sure = min(4.0, max(1.0, one["agreement_t"] / 3 * QUANTILES[-1] / QUANTILES[known]))
         assert one["step_kl_bound"] == pytest.approx(1e-6 * sure**2)
         kept = one["step_kl"] * one["step_kept"] ** 2
         assert kept == pytest.approx(one["step_kl_bound"], rel=0.5) or one["step_kept"] == 1
     assert max(bounds) == pytest.approx(1.6e-5)
     chance, _ = run(by_chance, CONFIG.with_(target_kl=1e-6, learning_rate=1e-3))
     assert [one["step_kl_bound"] for one in chance if one.get("agreement_t", 0) < 3] == [1e-6] * 16
+
+
+def student(t, freedom):
+    """The density of Student's distribution."""
+    scale = math.gamma((freedom + 1) / 2) / (math.sqrt(freedom * math.pi) * math.gamma(freedom / 2))
+    return scale * (1 + t * t / freedom) ** (-(freedom + 1) / 2)
+
+
+def test_of_few_cosines_as_much_more_is_asked_as_chance_gives():
+    assert len(QUANTILES) == WINDOW - FEWEST + 1
+    for freedom, quantile in enumerate(QUANTILES, FEWEST - 1):
+        width = quantile / 2000
+        below = 0.5 + sum(student((place + 0.5) * width, freedom) for place in range(2000)) * width
+        assert below == pytest.approx(0.975, abs=1e-4)
+
+
+def test_two_cosines_say_nothing_yet():
+    _, agreement, optimizer = watched([([1.0, 0.0], [0.0])])
+    optimizer.param_groups[0]["agreements"] = [0.5]
+    optimizer.param_groups[0]["params"][0].grad = torch.tensor([1.0, 0.0])
+    assert agreement.look(3.0) == ({"agreement": pytest.approx(1.0)}, 1.0)
 
 
 def test_only_the_last_steps_count():
