@@ -21,6 +21,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from art_mcp.child import launch_command
+
 ENGINE = "--engine vllm --micro-batch-tokens 8192 --engine-replicas 3 --memory-share 0.35"
 SHARED = "--groups 128 --rollouts 8 --share learning --progress 0.3 --temperature 1.2 --overlap 2 --seconds 288 --eval-n 500"
 WEAK = f"--trainer torch {SHARED} --warm-epochs 4 --warm-batch 32 --learning-rate 1.5e-4 --reserve 45"
@@ -52,7 +54,7 @@ class Arm:
         if not self.options:
             chosen = ["-m", "gpu", "-p", "no:cacheprovider", "tests/gpu/test_gradients.py", "-k", "not every_token"]
             return ["timeout", str(int(limit)), sys.executable, "-m", "pytest", "-q", *chosen]
-        options = shlex.split(f"{ENGINE} {self.options}".replace("OUT/", f"{out}/"))
+        options = [word.replace("OUT/", f"{out}/") for word in shlex.split(f"{ENGINE} {self.options}")]
         paths = ["--model", str(model), "--save", str(out / self.name / "saved"), "--out", str(out / self.name)]
         return [sys.executable, "-m", "benchmarks.gpu_calculator", *paths, "--deadline", f"{limit:.0f}", *options]
 
@@ -96,7 +98,8 @@ def start(arm: Arm, gpu: str, arguments: argparse.Namespace, *, limit: float) ->
         log.write(f"{shlex.join(command)}\n".encode())
         log.flush()
         where = {**os.environ, **notes, "CUDA_VISIBLE_DEVICES": gpu, "PYTHONUNBUFFERED": "1"}
-        return subprocess.Popen(command, env=where, stdout=log, stderr=subprocess.STDOUT)
+        launcher, words = launch_command(command[0], command[1:])  # which ends it when this process ends
+        return subprocess.Popen([launcher, *words], env=where, stdout=log, stderr=subprocess.STDOUT)
 
 
 def main() -> int:
@@ -111,8 +114,12 @@ def main() -> int:
     given.model, given.out = given.model.resolve(), given.out.resolve()
     given.out.mkdir(parents=True, exist_ok=True)
     chosen = [arm for arm in ARMS[given.arms] if not given.only or arm.name in given.only]
+    if unknown := set(given.only) - {arm.name for arm in chosen}:
+        parser.error(f"{given.arms} has no {', '.join(sorted(unknown))}, but {', '.join(arm.name for arm in ARMS[given.arms])}")
     limit = given.limit - SPARE - (time.monotonic() - began)
     running = {arm.name: start(arm, gpu, given, limit=limit) for arm, gpu in zip(chosen, gpus(), strict=False)}
+    if not running:
+        parser.error("there is no GPU")
     left = [arm.name for arm in chosen if arm.name not in running]
     if left:
         print(f"no GPU is left for {', '.join(left)}: run again with --only {' '.join(left)}")

@@ -151,7 +151,8 @@ async def saved_steps(model: TrainableModel[Any], save: Save, *, every: int) -> 
 @dataclass(frozen=True, slots=True)
 class Book:
     """What a run, which `began` then, draws from, and where its steps are recorded. The draw for a step knows the outcomes up
-    to `lag` steps before the last one, after a resume too; later ones are `untold`."""
+    to `lag` steps before the last one, after a resume too; later ones are `untold`. What is `drawn` for a step stays so until
+    it is entered, also where it is played once more."""
 
     recorder: Recorder
     environment: Environment
@@ -160,18 +161,22 @@ class Book:
     began: float
     lag: int = 0
     untold: deque[Outcomes] = field(default_factory=deque[Outcomes])
+    drawn: dict[int, list[Scenario]] = field(default_factory=dict[int, "list[Scenario]"])
 
     def draw(self, plan: Plan, step: int) -> list[Scenario]:
         """The scenarios of `step`."""
         if not self.curriculum:
             return pick(self.scenarios, step=step, count=plan.groups, seed=plan.seed)
-        while self.untold and self.untold[0][0] < step - self.lag:
-            self.curriculum.note(*self.untold.popleft())
-        return self.curriculum.draw(step, plan.groups)
+        if step not in self.drawn:
+            while self.untold and self.untold[0][0] < step - self.lag:
+                self.curriculum.note(*self.untold.popleft())
+            self.drawn[step] = self.curriculum.draw(step, plan.groups)
+        return self.drawn[step]
 
     def enter(self, step: int, groups: Sequence[TrajectoryGroup], values: Mapping[str, Any]) -> None:
         """A step's groups, and what is to be known of them."""
         outcomes = outcomes_of(groups, self.environment)
+        self.drawn.pop(step, None)
         if self.curriculum:
             self.untold.append((step, outcomes))
         told = {"outcomes": outcomes} if self.curriculum else {}

@@ -88,9 +88,9 @@ class TorchTrainer:
         metrics["trainable_tokens"] = float(sum(sum(sample.trainable) for sample in samples))
         if not any(sample.advantage for sample, _ in used):
             return {**metrics, "loss": 0.0, "gradient_norm": 0.0}
-        if not self.optimizer.param_groups[0].get(REWARDED):
-            self.forget()
         self._check_reference(config)
+        if not self.optimizer.param_groups[0].get(REWARDED, bool(self.agreement.cosines)):
+            self.forget()
         figures, probes = self._accumulate(used, config)
         weight_of = {id(sample): weight for sample, weight in used}
 

@@ -234,9 +234,9 @@ class VllmEngine:
             except (EngineError, TimeoutError) as error:
                 say(f"vLLM keeps an adapter that nobody needs: {error}")
             finally:
-                await asyncio.to_thread(shutil.rmtree, version.folder, ignore_errors=True)
                 self._older.discard(version)
                 self._freed.set()
+                await asyncio.to_thread(shutil.rmtree, version.folder, ignore_errors=True)
 
     async def _replace(self, old: Version, new: Version) -> None:
         """Full weights: nothing is sampled while they change, and from then on only under the new name."""

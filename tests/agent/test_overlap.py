@@ -3,12 +3,14 @@
 import asyncio
 import math
 import random
+from collections import Counter
+from dataclasses import replace
 
 import anyio
 import pytest
 
 from art_mcp.agent.curriculum import recalled
-from art_mcp.agent.loop import Plan, pick, train_loop
+from art_mcp.agent.loop import Plan, open_book, pick, train_loop
 from art_mcp.agent.overlap import open_rounds, staleness
 from art_mcp.agent.places import Meter, places_of
 from art_mcp.errors import EngineError
@@ -330,14 +332,15 @@ async def test_a_batch_that_lost_its_engine_is_played_once_more_and_so_is_what_w
             finally:
                 deaths[1].set()
 
-    house = Stage(rollouts=2, turn=turn)
-    notebook = await loop(house, steps=2, overlap=ahead)
+    house, steps = Stage(rollouts=2, turn=turn), ahead + 1
+    notebook = await loop(house, steps=steps, overlap=ahead)
     assert deaths[1].is_set()
-    assert begins(house) == [0, 0, 1, 1, 0, 0, 1, 1]
-    failed = [(notebook.lines[step]["rollouts"], notebook.lines[step]["failed_rollouts"]) for step in (0, 1)]
-    assert failed == [(2, 2), (2, 0)]
+    assert begins(house)[:4] == [0, 0, 1, 1]
+    assert begins(house)[-2 * steps :] == [step for step in range(steps) for _ in range(2)]
+    failed = [(notebook.lines[step]["rollouts"], notebook.lines[step]["failed_rollouts"]) for step in range(steps)]
+    assert failed == [(2, 2), *[(2, 0)] * ahead]
     ids = [one.trajectory.rollout_id for groups in house.trained for group in groups for one in group.trajectories]
-    assert len(set(ids)) == 4
+    assert len(set(ids)) == 2 * steps
 
 
 async def test_a_bug_ahead_ends_the_run_though_this_step_is_still_played():
@@ -449,6 +452,18 @@ async def test_a_curriculum_draws_after_a_resume_as_if_the_run_had_never_stopped
     known = [{"step": step, **lines[step]} for step in range(7)]
     for stop in range(1, 7):
         assert (await drawn(stop, recalled(known[:stop])))[0] == whole[stop:]
+
+
+def test_a_step_that_is_played_once_more_has_the_scenarios_that_were_drawn_for_it():
+    plan = Plan(steps=9, groups=4, rollouts=2, draw="solved", overlap=1)
+    outcomes = {one.id: (2, 2) if one.level == 1 else (1, 2) for one in LEVELS}
+    book = open_book(plan, environment(*LEVELS), Notebook(), history=[(0, outcomes)], began=0.0)
+    drawn = book.draw(plan, 1)  # which does not know step 0 yet
+    book.draw(plan, 2)  # which does
+    assert book.draw(plan, 1) == drawn
+    assert Counter(one.level for one in drawn) == {1: 2, 2: 2}
+    knowing = open_book(replace(plan, overlap=0), environment(*LEVELS), Notebook(), history=[(0, outcomes)], began=0.0)
+    assert Counter(one.level for one in knowing.draw(plan, 1)) == {1: 1, 2: 3}
 
 
 async def test_no_time_limit_runs_while_a_step_is_trained():

@@ -208,6 +208,13 @@ def test_what_demonstrations_taught_does_not_go_on_teaching_in_steps_by_reward()
     assert all(torch.equal(*pair) for pair in zip(*(trainer.masters.moved for trainer in trainers), strict=True))
 
 
+def test_the_policy_from_before_the_demonstrations_is_asked_for_in_vain_not_taken_to_be_the_one_after_them():
+    trainer = TorchTrainer(make_model())
+    trainer.imitate(demonstrations(), CONFIG, step=0)
+    with pytest.raises(TrainError, match="kl_beta needs the weights from before the first step, which are gone"):
+        trainer.step(steady(1), CONFIG.with_(kl_beta=0.1), step=1)
+
+
 def test_demonstrations_between_steps_by_reward_leave_the_optimizer_as_it_is():
     config = CONFIG.with_(warmup_steps=8)
     _, trainer = run(steady, config, steps=3)
