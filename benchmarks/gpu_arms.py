@@ -1,4 +1,5 @@
-"""The runs behind the GPU pages of docs/results, one on each GPU of a host, within a time that they share.
+"""Runs as those behind the GPU pages of docs/results (whose JSON files have each one's own command), one on each GPU of a host,
+within a time that they share.
 
     art-mcp prepare MODEL PREPARED
     python -m benchmarks.gpu_arms weak-first  --model PREPARED --out OUT --limit 575
@@ -25,7 +26,7 @@ from art_mcp.child import launch_command
 
 ENGINE = "--engine vllm --micro-batch-tokens 8192 --engine-replicas 3 --memory-share 0.35"
 SHARED = "--groups 128 --rollouts 8 --share learning --progress 0.3 --temperature 1.2 --overlap 2 --seconds 288 --eval-n 500"
-WEAK = f"--trainer torch {SHARED} --warm-epochs 4 --warm-batch 32 --learning-rate 1.5e-4 --reserve 45"
+WEAK = f"--trainer torch {SHARED} --warm-epochs 4 --warm-batch 32 --learning-rate 2e-4 --reserve 45"
 FIRST = f"{WEAK} --warm-start 200 --no-before"
 MAIN = (
     f"{SHARED} --warm-start 6600 --warm-levels [2,3,6,10,12] --warm-rate 3e-4 --warm-batch 64 --learning-rate 1e-4 "
