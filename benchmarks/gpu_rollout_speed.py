@@ -4,8 +4,9 @@ whether the next batch begins before this one ends; nothing is trained.
     python -m benchmarks.gpu_rollout_speed --resume SAVED --engine vllm --engine-replicas 3 --out DIR
 
 A setting is GROUPSxROLLOUTS@CONCURRENCY, with `L` for the longest conversations first (by the mean of their condition and
-level, as measured in a first batch), with `A` for the next of three batches beginning in the places that this one leaves. Each
-setting has questions of its own. Raw: the requests of a setting once more, as many in flight, without tools (`gpu_replay`).
+level, as measured in a first batch), with `A` for the next of three batches beginning in the places that this one leaves, `AA`
+for the next two. Each setting has questions of its own. Raw: the requests of a setting once more, as many in flight, without
+tools (`gpu_replay`).
 """
 
 from __future__ import annotations

@@ -91,10 +91,9 @@ class Rounds:
         """The batch of `step`, played; from now on the next ones are ahead."""
         if self._coming and self._coming[0].scope.cancel_called:
             self._coming.clear()  # all end at the same time
-        batch = last = self._coming.popleft() if self._coming else self._begin(step)
+        batch = self._coming.popleft() if self._coming else self._begin(step)
         batch.scope.deadline = math.inf
-        if self._coming:
-            last = self._coming[-1]
+        last = self._coming[-1] if self._coming else batch
         while len(self._coming) < self.ahead and (self.steps is None or last.step + 1 < self.steps):
             last = self._begin(last.step + 1, after=last)
             self._coming.append(last)

@@ -75,7 +75,7 @@ class TorchTrainer:
         teaching, whatever the rewards say.
 
         A batch without any signal changes nothing, not even the optimizer's state. Raises TrainError for demonstrations,
-        and when the gradient is not finite (then too, nothing is changed).
+        and when the gradient is not finite (then too, no weight is changed).
         """
         if any(sample.logprobs is None for sample in samples):
             raise TrainError("a demonstration has no sampled log probabilities: use the supervised start for it")

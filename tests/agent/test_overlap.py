@@ -111,19 +111,20 @@ def begins(house):
     return [int(line.removeprefix("begin ")) for line in house.log if line.startswith("begin")]
 
 
-async def test_the_next_steps_rollouts_begin_while_the_longest_conversation_of_this_one_is_played():
+@pytest.mark.parametrize("ahead", [1, 2])
+async def test_the_next_steps_rollouts_begin_while_the_longest_conversations_of_those_before_are_played(ahead):
     other = anyio.Event()
 
     async def turn(step, number, turn):
-        if step == 1:
+        if step == ahead:
             other.set()
         elif number == 0 and turn == 1:
-            await other.wait()  # for ever, were step 1 to wait for it
+            await other.wait()  # for ever, were the last step to wait for any of them
 
     house = Stage(rollouts=3, turn=turn)
-    await loop(house, steps=2)
-    assert house.log.index("begin 1") < house.log.index("train 0")
-    assert house.step == 2
+    await loop(house, steps=ahead + 1, overlap=ahead)
+    assert house.log.index(f"begin {ahead}") < house.log.index("train 0")
+    assert house.step == ahead + 1
 
 
 @pytest.mark.parametrize("ahead", [1, 2])
@@ -216,20 +217,6 @@ async def play_rounds(gather, count, **options):
     options = {"places": places_of(2), "rollouts": 1, "ahead": 1, **options}
     async with open_rounds(gather, **options) as rounds:
         return [(await rounds.play(step)).groups for step in range(count)]
-
-
-async def test_the_longest_conversations_of_two_steps_hold_nothing_up_where_two_are_ahead():
-    other = anyio.Event()
-
-    async def turn(step, number, turn):
-        if step == 2:
-            other.set()
-        elif number == 0 and turn == 1:
-            await other.wait()  # for ever, were step 2 to wait for either
-
-    house = Stage(rollouts=3, turn=turn)
-    await loop(house, steps=3, overlap=2)
-    assert house.log.index("begin 2") < house.log.index("train 0")
 
 
 async def test_seconds_that_run_out_cancel_what_is_ahead_and_nothing_more_begins():
