@@ -36,6 +36,8 @@ ALONE = (
     "--trainer torch --warm-start 0 --lenient --progress 0.3 --groups 32 --rollouts 8 --seconds 300 --learning-rate 1e-4 "
     "--eval-n 500 --no-before"
 )
+SHORT = "--trainer unsloth --warm-start 512 --seconds 40 --reserve 45 --eval-n 50 --no-before"
+GRADIENTS = "tests/gpu/test_gradients.py -k 'not every_token'"
 SPARE = 12.0
 """Seconds of the limit that an arm is not given: for its end."""
 
@@ -46,18 +48,22 @@ def second_half(first: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """A run of `gpu_calculator` with these options, or, where there are none, the test of gradients."""
+    """A run of `gpu_calculator` with these options, and then perhaps a test on the GPU of what it left."""
 
     name: str
-    options: str = ""
+    options: str
+    tested: str = ""
 
     def command(self, model: Path, out: Path, *, limit: float) -> list[str]:
-        if not self.options:
-            chosen = ["-m", "gpu", "-p", "no:cacheprovider", "tests/gpu/test_gradients.py", "-k", "not every_token"]
-            return ["timeout", str(int(limit)), sys.executable, "-m", "pytest", "-q", *chosen]
+        folder = out / self.name
         options = [word.replace("OUT/", f"{out}/") for word in shlex.split(f"{ENGINE} {self.options}")]
-        paths = ["--model", str(model), "--save", str(out / self.name / "saved"), "--out", str(out / self.name)]
-        return [sys.executable, "-m", "benchmarks.gpu_calculator", *paths, "--deadline", f"{limit:.0f}", *options]
+        paths = ["--model", str(model), "--save", str(folder / "saved"), "--out", str(folder)]
+        run = [sys.executable, "-m", "benchmarks.gpu_calculator", *paths, "--deadline", f"{limit:.0f}", *options]
+        if not self.tested:
+            return run
+        dumping = shlex.join([*run, "--dump", str(folder / "samples.json")])
+        test = f"{sys.executable} -m pytest -vv -p no:cacheprovider -m gpu {self.tested}"
+        return ["timeout", str(int(limit)), "sh", "-c", f"{dumping} && ART_MCP_GPU_RUN={shlex.quote(str(folder))} {test}"]
 
 
 ARMS = {
@@ -76,7 +82,7 @@ ARMS = {
     "others": [
         Arm("control-2-first", f"{FIRST} --seed 2 --control shuffled"),
         Arm("main-unsloth", f"{MAIN} --trainer unsloth --seed 8"),
-        Arm("gradients"),
+        Arm("gradients", SHORT, GRADIENTS),
         Arm("main-torch", f"{MAIN} --trainer torch --seed 10"),
         Arm("rewards-alone", f"{ALONE} --seed 1"),
     ],

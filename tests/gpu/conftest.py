@@ -52,7 +52,7 @@ def gpu_run(model_folder, tmp_path_factory):
         label: [unpacked(row) for row in rows] for label, rows in json.loads((folder / "samples.json").read_text()).items()
     }
     result = json.loads((folder / "result.json").read_text())
-    return GpuRun(model_folder, folder / "saved", sampled["before"], sampled["after"], sampled.get("step", []), result)
+    return GpuRun(model_folder, folder / "saved", sampled.get("before", []), sampled["after"], sampled.get("step", []), result)
 
 
 @pytest.fixture
