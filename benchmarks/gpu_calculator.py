@@ -219,6 +219,8 @@ async def main(arguments: argparse.Namespace) -> None:
             clock.say(f"started: {backend.facts(model)}; {len(shown)} demonstrations played in {playing:.1f} s")
             report.add(status="started", facts=backend.facts(model), seconds_start=clock.spent(), seconds_playing=playing)
             draw = Draw(conditions, seed=arguments.seed, curriculum=not arguments.uniform)
+            if arguments.resume:
+                draw.recall(arguments.resume)
             run = Run(arguments, model, backend, conditions, clock, report, Curve(clock), shown, draw)
             if arguments.before and not arguments.against:
                 reserve = arguments.reserve + min(60.0, arguments.seconds)
@@ -227,6 +229,7 @@ async def main(arguments: argparse.Namespace) -> None:
             report.add(status="trained", seconds_trained=clock.spent())
             if arguments.save:
                 await backend.save(model, str(arguments.save))
+                draw.save(arguments.save)
             await compare_with_raw(run)
             after = await evaluate_all(run, "after", levels=MAIN, reserve=15.0)
             compare(run, after)

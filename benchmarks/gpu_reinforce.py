@@ -173,8 +173,8 @@ async def compare_with_raw(run: Run) -> None:
     for some, the first step apart. `training_to_raw` is that of the whole of reinforcement learning, training and all.
     """
     given, learned, row = run.arguments, run.report.values.get("reinforcement", {}), (run.curve.rows or [{}])[-1]
-    if given.engine != "vllm" or not run.model.requests or "seconds_rollout" not in row:
-        return
+    if given.engine != "vllm" or given.control != "none" or not run.model.requests or "seconds_rollout" not in row:
+        return  # a control's time goes to its questions
     raw = await replay(list(run.model.requests), worker=run.backend.sampler(run.model), concurrency=given.concurrency)
     whole, fastest = learned["tokens_per_second"], raw["tokens_per_second"]
     ours = waiting_rate(run.curve.rows) if given.overlap else row["sampled_tokens"] / row["seconds_rollout"]

@@ -3,6 +3,7 @@ in the other gpu_*.py."""
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections import defaultdict
@@ -10,11 +11,12 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
 
-from art_mcp.agent.curriculum import Curriculum, allot, outcomes_of, worth
+from art_mcp.agent.curriculum import Curriculum, allot, outcomes_of
 from art_mcp.agent.demonstrate import Demonstration, show_solutions
 from art_mcp.agent.evaluate import evaluation, wilson
 from art_mcp.agent.group import gather_trajectory_groups
@@ -35,6 +37,7 @@ SYMBOLS = {
     "multiply": lambda a, b: a * b,
     "divide": lambda a, b: a / b,
 }
+NOTED = "draws.json"
 CHUNK = 400
 """Rollouts of an evaluation between two looks at the clock."""
 
@@ -109,20 +112,27 @@ class Draw:
         self._curricula = {name: Curriculum(questions, seed) for name, questions in self._questions.items()}
         self._uniform = not curriculum
         self._step = 0
+        self._noted: list[tuple[str, int, dict[str, list[int]]]] = []
 
     def shares(self, total: int, *, even: bool) -> list[int]:
         """How many of `total` questions each condition gets: as many, or by what there is to learn and a fifth at least."""
-        weights = [sum(worth(rate) for rate in self._rates(name).values()) for name in self._curricula]
+        weights = [sum(self._worths(name)) for name in self._curricula]
         least = total // (len(weights) if even else 5 * len(weights) // 2)
         rest = total - least * len(weights)
         counts = [least + int(rest * weight / sum(weights)) for weight in weights]
         counts[weights.index(max(weights))] += total - sum(counts)
         return counts
 
+    def _levels(self, condition: str) -> list[int]:
+        return sorted({scenario.level for scenario in self._questions[condition]})
+
+    def _worths(self, condition: str) -> list[float]:
+        """What a draw of each level is expected to teach."""
+        return [self._curricula[condition].level_worth(level, self._step) for level in self._levels(condition)]
+
     def _rates(self, condition: str) -> dict[int, float]:
         """The solved rate that is expected of each level."""
-        levels = sorted({scenario.level for scenario in self._questions[condition]})
-        return {level: self._curricula[condition].level_rate(level, self._step) for level in levels}
+        return {level: self._curricula[condition].level_rate(level, self._step) for level in self._levels(condition)}
 
     def pick(self, condition: Condition, *, step: int, count: int) -> list[Scenario]:
         if self._uniform:
@@ -130,8 +140,22 @@ class Draw:
         return self._curricula[condition.name].draw(step, count)
 
     def observe(self, condition: Condition, groups: Sequence[TrajectoryGroup], *, step: int) -> None:
+        self._note(condition.name, step, outcomes_of(groups, condition.train))
+
+    def _note(self, condition: str, step: int, outcomes: dict[str, list[int]]) -> None:
         self._step = step
-        self._curricula[condition.name].note(step, outcomes_of(groups, condition.train))
+        self._curricula[condition].note(step, outcomes)
+        self._noted.append((condition, step, outcomes))
+
+    def save(self, folder: Path) -> None:
+        """Leaves what was noted beside a model, for a run that goes on from it."""
+        (folder / NOTED).write_text(json.dumps(self._noted))
+
+    def recall(self, folder: Path) -> None:
+        """Takes in what a run noted that left a model there, if it did."""
+        if (folder / NOTED).is_file():
+            for condition, step, outcomes in json.loads((folder / NOTED).read_text()):
+                self._note(condition, step, outcomes)
 
     def state(self) -> dict[str, float]:
         rates = {(name, level): rate for name in self._curricula for level, rate in self._rates(name).items()}

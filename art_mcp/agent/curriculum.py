@@ -1,7 +1,10 @@
 """Which scenarios come next, by how often they were solved so far: those that are solved neither always nor never.
 
 A group teaches by the differences between its rewards, so a scenario that is solved with probability p is worth p(1 - p), its
-learnability (Rutherford et al. 2024, arXiv:2408.15099; for language models Foster and Foerster 2025, arXiv:2502.12272).
+learnability (Rutherford et al. 2024, arXiv:2408.15099; for language models Foster and Foerster 2025, arXiv:2502.12272). Of p
+little is known: a few rollouts, and what is usual at its level. Both together are a beta distribution (empirical Bayes), of
+which the mean of p(1 - p) is taken. A level at which half of the scenarios are always solved and half never teaches nothing,
+though its solved rate is one half.
 """
 
 from __future__ import annotations
@@ -18,35 +21,73 @@ from art_mcp.types import Scenario, TrajectoryGroup
 
 FLOOR = 0.1
 """The share of all draws that is dealt out evenly over the levels, so that none is forgotten, whatever was measured."""
-LEAST = 0.01
+REPLAY = 0.5
+"""The share of a level's draws that goes to scenarios which are known to teach more than one never played."""
+LEAST = 0.002
 """What a scenario is worth at the least; 0.25 is the most."""
 LEVEL_MEMORY, SCENARIO_MEMORY = 0.9, 0.98
 """By how much older measurements of a level, or of a scenario, count less at each step: the policy changes."""
 PRIOR = 2.0
-"""How many rollouts the level's rate stands for in what is thought of a scenario."""
+"""How many rollouts that were solved half of the time a level is thought to have seen at first; its scenarios then have a p of
+any size, all equally likely."""
+CLOSEST, WIDEST = 32.0, 0.25
+"""How alike the scenarios of a level are thought to be at most and at least, in rollouts that the level's rate stands for."""
 
 
 @dataclass(slots=True)
 class Tally:
-    """Rollouts that solved and that were played, of which older ones count less."""
+    """Rollouts that solved and that were played, and the learnability that their groups showed, times the rollouts; older ones
+    count less."""
 
     memory: float
     solved: float = 0.0
     played: float = 0.0
+    shown: float = 0.0
     step: int = 0
 
     def add(self, solved: int, played: int, *, step: int) -> None:
         faded = self.memory ** (step - self.step)
         self.solved, self.played, self.step = self.solved * faded + solved, self.played * faded + played, step
+        # without bias for p(1 - p); a lone rollout shows nothing of it
+        self.shown = self.shown * faded + solved * (played - solved) / max(1, played - 1)
 
-    def rate(self, *, step: int, prior: float, weight: float) -> float:
-        """The share that is expected to be solved at `step`, where `prior` counts as much as `weight` rollouts."""
+    def faded(self, step: int) -> tuple[float, float, float]:
+        """What counts at `step`: solved, played, shown."""
         faded = self.memory ** (step - self.step)
-        return (self.solved * faded + prior * weight) / (self.played * faded + weight)
+        return self.solved * faded, self.played * faded, self.shown * faded
+
+    def rate(self, step: int) -> float:
+        """The solved rate that is expected; one half where nothing is known."""
+        solved, played, _ = self.faded(step)
+        return (solved + PRIOR / 2) / (played + PRIOR)
+
+    def learnability(self, step: int) -> float:
+        """The mean of p(1 - p) that is expected, 0.25 at the most; a sixth where nothing is known."""
+        _, played, shown = self.faded(step)
+        return min(0.25, (shown + PRIOR / 6) / (played + PRIOR))
 
 
-def worth(rate: float) -> float:
-    return rate * (1 - rate) + LEAST
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """What is thought of a scenario that was never played: its p has a beta distribution of this mean, which counts as much as
+    `weight` rollouts."""
+
+    mean: float
+    weight: float
+
+    def worth(self, solved: float = 0.0, played: float = 0.0) -> float:
+        """The mean of p(1 - p) after so many rollouts, `LEAST` at the least."""
+        up, all_ = solved + self.mean * self.weight, played + self.weight
+        return up * (all_ - up) / (all_ * (all_ + 1)) + LEAST
+
+
+def believed(first: Tally, step: int) -> Belief:
+    """By what the first groups of a level's scenarios showed: where p(1 - p) is in the mean nearly what it would be if each p
+    were the level's, they are alike; the farther below, the more of them are always or never solved."""
+    mean, within = first.rate(step), first.learnability(step)
+    between = mean * (1 - mean) - within
+    weight = within / between if between > 0 else CLOSEST
+    return Belief(mean, min(CLOSEST, max(WIDEST, weight)))
 
 
 @dataclass(slots=True)
@@ -56,6 +97,7 @@ class Curriculum:
     scenarios: Sequence[Scenario]
     seed: int = 0
     _levels: dict[int, Tally] = field(default_factory=dict[int, Tally], init=False)
+    _first: dict[int, Tally] = field(default_factory=dict[int, Tally], init=False)
     _seen: dict[str, Tally] = field(default_factory=dict[str, Tally], init=False)
     _of_level: dict[int, list[Scenario]] = field(default_factory=dict[int, list[Scenario]], init=False)
     _level_of: dict[str, int] = field(default_factory=dict[str, int], init=False)
@@ -71,17 +113,23 @@ class Curriculum:
             level = self._level_of.get(name)
             if level is not None:
                 self._levels.setdefault(level, Tally(LEVEL_MEMORY)).add(solved, played, step=step)
+                if name not in self._seen:
+                    self._first.setdefault(level, Tally(LEVEL_MEMORY)).add(solved, played, step=step)
                 self._seen.setdefault(name, Tally(SCENARIO_MEMORY)).add(solved, played, step=step)
 
     def shares(self, step: int) -> dict[int, float]:
         """The share of each level in the draws of `step`: in proportion to its worth, above an equal part of `FLOOR`."""
-        worths = {level: worth(self.level_rate(level, step)) for level in sorted(self._of_level)}
+        worths = {level: self.level_worth(level, step) for level in sorted(self._of_level)}
         total = sum(worths.values())
         return {level: FLOOR / len(worths) + (1 - FLOOR) * value / total for level, value in worths.items()}
 
     def level_rate(self, level: int, step: int) -> float:
         """The solved rate that is expected of a level; one half where nothing is known."""
-        return self._levels.get(level, Tally(LEVEL_MEMORY)).rate(step=step, prior=0.5, weight=PRIOR)
+        return self._levels.get(level, Tally(LEVEL_MEMORY)).rate(step)
+
+    def level_worth(self, level: int, step: int) -> float:
+        """What a draw of this level is expected to teach."""
+        return self._levels.get(level, Tally(LEVEL_MEMORY)).learnability(step) + LEAST
 
     def draw(self, step: int, count: int) -> list[Scenario]:
         """The scenarios of `step`, none of them twice unless a level has too few."""
@@ -95,14 +143,25 @@ class Curriculum:
         return drawn
 
     def best(self, pool: Sequence[Scenario], count: int, *, step: int, rng: random.Random) -> list[Scenario]:
-        """So many scenarios of one level, weighted by their worth, without replacement (Efraimidis and Spirakis 2006)."""
-        expected = self.level_rate(pool[0].level, step)
-        unseen = Tally(SCENARIO_MEMORY)
-        keyed: list[tuple[float, int]] = []
-        for place, scenario in enumerate(pool):
-            rate = self._seen.get(scenario.id, unseen).rate(step=step, prior=expected, weight=PRIOR)
-            keyed.append((math.log(1.0 - rng.random()) / worth(rate), place))
-        return [pool[place] for _, place in heapq.nlargest(count, keyed)]
+        """So many scenarios of one level: `REPLAY` of them, as far as there are as many, of those that are known to be worth
+        more than one never played, the others of all the rest."""
+        belief = believed(self._first.get(pool[0].level, Tally(LEVEL_MEMORY)), step)
+        unseen = belief.worth()
+        worths = {scenario.id: unseen for scenario in pool}
+        for name in worths.keys() & self._seen.keys():
+            solved, played, _ = self._seen[name].faded(step)
+            worths[name] = belief.worth(solved, played)
+        better = [scenario for scenario in pool if worths[scenario.id] > unseen]
+        again = weighted(better, worths, count=math.ceil(count * REPLAY), rng=rng)
+        chosen = {scenario.id for scenario in again}
+        rest = [scenario for scenario in pool if scenario.id not in chosen]
+        return again + weighted(rest, worths, count=count - len(again), rng=rng)
+
+
+def weighted(pool: Sequence[Scenario], worths: Mapping[str, float], *, count: int, rng: random.Random) -> list[Scenario]:
+    """So many of `pool`, or all, weighted by their worth, without replacement (Efraimidis and Spirakis 2006)."""
+    keyed = [(math.log(1.0 - rng.random()) / worths[scenario.id], place) for place, scenario in enumerate(pool)]
+    return [pool[place] for _, place in heapq.nlargest(count, keyed)]
 
 
 def allot(shares: Mapping[int, float], count: int, *, offset: float) -> dict[int, int]:

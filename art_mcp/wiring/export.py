@@ -86,11 +86,15 @@ def told_of_run(manifest: Mapping[str, Any]) -> list[str]:
     weights = f"a LoRA adapter of rank {lora}" if lora else "all weights"
     line = f"Environment `{asked['setting']['environment']}` {options}".strip() + f"; {weights}"
     if warm:
-        line += f"; {warm['demonstrations']} demonstrations ({Path(warm['source']).name}) in {warm['steps']} steps"
+        line += f"; {warm['demonstrations']} demonstrations ({Path(warm['source']).name}) in {told_steps(warm['steps'])}"
     rewarded = manifest.get("steps", 0) - (warm["steps"] if warm else 0)
     if rewarded > 0:
-        line += f"; reinforcement learning of {rewarded} steps"
+        line += f"; reinforcement learning of {told_steps(rewarded)}"
     return ["## Training", f"{line}; {manifest.get('train_seconds', 0.0):.0f} s of training in all."]
+
+
+def told_steps(count: int) -> str:
+    return f"{count} step{'s' * (count != 1)}"
 
 
 def told_of_gain(manifest: Mapping[str, Any]) -> list[str]:
@@ -98,6 +102,6 @@ def told_of_gain(manifest: Mapping[str, Any]) -> list[str]:
     lines = ["| held-out scenarios | n | before | after |", "| --- | --- | --- | --- |"]
     measured: Mapping[str, Any] = manifest.get("after") or {}
     for decoding, after in measured.items():
-        before = manifest["before"].get(decoding)
-        lines.append(f"| {decoding} | {after['n']} | {before['solved'] if before else '-':.3f} | {after['solved']:.3f} |")
+        before = manifest["before"][decoding]
+        lines.append(f"| {decoding} | {after['n']} | {before['solved']:.3f} | {after['solved']:.3f} |")
     return ["\n".join(lines)] if len(lines) > 2 else []

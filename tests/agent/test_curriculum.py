@@ -1,11 +1,24 @@
 """What a curriculum draws: levels and scenarios that are solved neither always nor never, the same again after a resume."""
 
+import random
 from collections import Counter
 from dataclasses import replace
+from statistics import fmean
 
 import pytest
 
-from art_mcp.agent.curriculum import FLOOR, Curriculum, allot, outcomes_of, recalled, solved_shares
+from art_mcp.agent.curriculum import (
+    CLOSEST,
+    FLOOR,
+    WIDEST,
+    Curriculum,
+    Tally,
+    allot,
+    believed,
+    outcomes_of,
+    recalled,
+    solved_shares,
+)
 from art_mcp.agent.loop import Plan, pick, train_loop
 from art_mcp.types import FailedRollout, Scenario, Span, StopReason, TrainConfig, Trajectory, TrajectoryGroup
 from tests.agent.players import Obedient, Playhouse, desk_tools, environment, obedient, scenario
@@ -58,6 +71,56 @@ def test_within_a_level_scenarios_with_mixed_outcomes_come_before_settled_ones()
     assert sum(counts[name] for name in mixed) > 1.7 * sum(counts[name] for name in settled) > 0
     long_after = Counter(one.id for step in range(500, 540) for one in curriculum.draw(step, 10))
     assert sum(long_after[name] for name in mixed) < 1.4 * sum(long_after[name] for name in settled)
+
+
+def test_a_level_of_scenarios_that_are_always_or_never_solved_teaches_nothing_at_a_solved_rate_of_one_half():
+    curriculum = Curriculum(LEVELS)
+    for step in range(20):
+        settled = {f"1-{number}": (8 * (number % 2), 8) for number in range(step, step + 2)}
+        curriculum.note(step, settled | {f"2-{step}": (4, 8), f"2-{step + 1}": (4, 8)})
+    assert curriculum.level_rate(1, 20) == pytest.approx(curriculum.level_rate(2, 20), abs=0.01)
+    shares = curriculum.shares(20)
+    assert shares[2] > 5 * shares[1]
+
+
+@pytest.mark.parametrize("mean", [0.3, 0.7, 0.9])
+def test_where_few_scenarios_have_mixed_outcomes_more_than_twice_as_many_of_these_are_drawn_and_new_ones_too(mean):
+    """Each scenario is solved with a probability of its own, mostly near 0 or 1, as a policy that is sure of itself does."""
+    rng = random.Random(0)
+    pool = [Scenario(str(number), "", 1) for number in range(1200)]
+    chance = {one.id: rng.betavariate(0.3 * mean, 0.3 * (1 - mean)) for one in pool}
+
+    def play(names):
+        return {name: (sum(rng.random() < chance[name] for _ in range(8)), 8) for name in names}
+
+    def mixed(outcomes):
+        return fmean(0 < solved < 8 for solved, _ in outcomes.values())
+
+    curriculum, seen, shares, new = Curriculum(pool), set(), [], []
+    for step in range(30):
+        outcomes = play([one.id for one in curriculum.draw(step, 64)])
+        curriculum.note(step, outcomes)
+        shares.append(mixed(outcomes))
+        new.append(len(outcomes.keys() - seen) / 64)
+        seen |= outcomes.keys()
+    assert fmean(shares[10:]) > 2 * mixed(play(chance))
+    assert min(new) > 0.1
+
+
+def test_scenarios_that_are_alike_are_judged_by_their_level_and_others_by_themselves():
+    alike, unlike = Tally(1.0), Tally(1.0)
+    for number in range(40):
+        alike.add(4, 8, step=0)
+        unlike.add(8 * (number % 2), 8, step=0)
+    near, far = believed(alike, 0), believed(unlike, 0)
+    assert near.mean == far.mean == 0.5
+    assert near.weight == CLOSEST
+    assert far.weight == WIDEST
+    assert near.worth() > 0.24
+    assert far.worth() < 0.07
+    assert near.worth(8, 8) > 3 * far.worth(8, 8)
+    assert far.worth(4, 8) > 3 * far.worth()
+    assert believed(Tally(1.0), 0).weight == pytest.approx(2)  # nothing known: any probability, all equally likely
 
 
 def test_the_scenarios_of_a_step_differ_unless_there_are_too_few():

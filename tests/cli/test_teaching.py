@@ -49,7 +49,7 @@ def test_a_supervised_start_goes_on_with_rewards_and_is_exported(art, tmp_path):
     assert out.startswith(f"whole: merged of {TINY} in bfloat16; logits differ by ")
     card = (tmp_path / "whole" / "README.md").read_text()
     assert f"base_model: {json.dumps(str(TINY))}" in card
-    assert "a LoRA adapter of rank 2; 8 demonstrations (solutions) in 2 steps; reinforcement learning of 1 steps" in card
+    assert "a LoRA adapter of rank 2; 8 demonstrations (solutions) in 2 steps; reinforcement learning of 1 step;" in card
     assert "| greedy | 2 |" in card
     assert "| greedy |" not in card_of(art, tmp_path, "start@2", "earlier", "--adapter")
 
