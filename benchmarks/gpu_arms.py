@@ -5,10 +5,12 @@ within a time that they share.
     python -m benchmarks.gpu_arms weak-first  --model PREPARED --out OUT --limit 575
     python -m benchmarks.gpu_arms weak-second --model PREPARED --out OUT --limit 480
     python -m benchmarks.gpu_arms others      --model PREPARED --out OUT --limit 510
+    python -m benchmarks.gpu_arms speed       --model PREPARED --out OUT --limit 250
 
 `weak-first` and `weak-second` are the two halves of three seeds from a weak start and of their control; `others` a second
-control, the main line, the test of gradients, and rewards alone. Where there are fewer GPUs than arms, the first are run. Each
-writes OUT/ARM.log and OUT/ARM/result.json.
+control, the main line, the test of gradients, and rewards alone; `speed` what more vLLM servers and a slower start bring.
+Where there are fewer GPUs than arms, the first are run. Each writes OUT/ARM.log and OUT/ARM/result.json, those of `speed`
+OUT/ARM/rollout_speed.json.
 """
 
 from __future__ import annotations
@@ -38,27 +40,32 @@ ALONE = (
 )
 SHORT = "--trainer unsloth --warm-start 512 --seconds 40 --reserve 45 --eval-n 50 --no-before"
 GRADIENTS = "tests/gpu/test_gradients.py -k 'not every_token'"
+SPEED = "--resume OUT/weak-1-second/saved --settings 128x8@512AA --rounds 2"
+WHOLE = """--engine-args '{"compilation_config": {"cudagraph_mode": "FULL_AND_PIECEWISE"}}'"""
+"""vLLM's own way to start: compiled, and graphs of steps that begin requests too."""
 SPARE = 12.0
 """Seconds of the limit that an arm is not given: for its end."""
 
 
 def second_half(first: str) -> str:
-    return f"{WEAK} --final-rate 2e-5 --resume OUT/{first}/saved --against OUT/{first}/result.json"
+    return f"{WEAK} --final-rate 1e-4 --resume OUT/{first}/saved --against OUT/{first}/result.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """A run of `gpu_calculator` with these options, and then perhaps a test on the GPU of what it left."""
+    """A run of `gpu_calculator`, or of another of the modules, with these options; and then perhaps a test of what it left."""
 
     name: str
     options: str
     tested: str = ""
+    module: str = "gpu_calculator"
 
     def command(self, model: Path, out: Path, *, limit: float) -> list[str]:
         folder = out / self.name
         options = [word.replace("OUT/", f"{out}/") for word in shlex.split(f"{ENGINE} {self.options}")]
-        paths = ["--model", str(model), "--save", str(folder / "saved"), "--out", str(folder)]
-        run = [sys.executable, "-m", "benchmarks.gpu_calculator", *paths, "--deadline", f"{limit:.0f}", *options]
+        saved = ["--save", str(folder / "saved")] if self.module == "gpu_calculator" else []
+        paths = ["--model", str(model), *saved, "--out", str(folder), "--deadline", f"{limit:.0f}"]
+        run = [sys.executable, "-m", f"benchmarks.{self.module}", *paths, *options]
         if not self.tested:
             return run
         dumping = shlex.join([*run, "--dump", str(folder / "samples.json")])
@@ -85,6 +92,11 @@ ARMS = {
         Arm("gradients", SHORT, GRADIENTS),
         Arm("main-torch", f"{MAIN} --trainer torch --seed 10"),
         Arm("rewards-alone", f"{ALONE} --seed 1"),
+    ],
+    "speed": [
+        Arm(f"speed-{count}{name}", f"{SPEED} --engine-replicas {count} {how}", module="gpu_rollout_speed")
+        for count in (3, 5)
+        for name, how in (("", ""), ("-whole", WHOLE))
     ],
 }
 

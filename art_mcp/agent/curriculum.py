@@ -22,49 +22,54 @@ from art_mcp.types import Scenario, TrajectoryGroup
 FLOOR = 0.1
 """The share of all draws that is dealt out evenly over the levels, so that none is forgotten, whatever was measured."""
 REPLAY = 0.5
-"""The share of a level's draws that goes to scenarios which are known to teach more than one never played."""
+"""The share of a level's draws, at the least, that goes to scenarios which are known to teach more than one never played, as
+far as there are as many."""
 LEAST = 0.002
-"""What a scenario is worth at the least; 0.25 is the most."""
+"""What is added to each worth, which is 0.25 at the most, so that whatever is settled is looked at again."""
 LEVEL_MEMORY, SCENARIO_MEMORY = 0.9, 0.98
 """By how much older measurements of a level, or of a scenario, count less at each step: the policy changes."""
+LEARNED = 0.5
+"""What a scenario's earlier groups count when it is played again: the policy has learned from them."""
 PRIOR = 2.0
-"""How many rollouts that were solved half of the time a level is thought to have seen at first; its scenarios then have a p of
-any size, all equally likely."""
+"""How many rollouts that were solved half of the time a level is thought to have seen at first, beside one group of a scenario
+whose p may be anything."""
 CLOSEST, WIDEST = 32.0, 0.25
 """How alike the scenarios of a level are thought to be at most and at least, in rollouts that the level's rate stands for."""
 
 
 @dataclass(slots=True)
 class Tally:
-    """Rollouts that solved and that were played, and the learnability that their groups showed, times the rollouts; older ones
-    count less."""
+    """Rollouts that solved and that were played, and what their groups showed of p(1 - p); older ones count less."""
 
     memory: float
     solved: float = 0.0
     played: float = 0.0
     shown: float = 0.0
+    groups: float = 0.0
     step: int = 0
 
-    def add(self, solved: int, played: int, *, step: int) -> None:
-        faded = self.memory ** (step - self.step)
-        self.solved, self.played, self.step = self.solved * faded + solved, self.played * faded + played, step
-        # without bias for p(1 - p); a lone rollout shows nothing of it
-        self.shown = self.shown * faded + solved * (played - solved) / max(1, played - 1)
+    def add(self, solved: int, played: int, *, step: int, kept: float = 1.0) -> None:
+        """Takes in a group; of what was there before, `kept` counts on."""
+        kept *= self.memory ** (step - self.step)
+        self.solved, self.played, self.step = self.solved * kept + solved, self.played * kept + played, step
+        told = played > 1  # a lone rollout shows nothing of p(1 - p)
+        self.groups = self.groups * kept + told
+        self.shown = self.shown * kept + (solved * (played - solved) / (played * (played - 1)) if told else 0.0)  # without bias
 
-    def faded(self, step: int) -> tuple[float, float, float]:
-        """What counts at `step`: solved, played, shown."""
+    def faded(self, step: int) -> tuple[float, float]:
+        """The rollouts that solved and that were played, as they count at `step`."""
         faded = self.memory ** (step - self.step)
-        return self.solved * faded, self.played * faded, self.shown * faded
+        return self.solved * faded, self.played * faded
 
     def rate(self, step: int) -> float:
         """The solved rate that is expected; one half where nothing is known."""
-        solved, played, _ = self.faded(step)
+        solved, played = self.faded(step)
         return (solved + PRIOR / 2) / (played + PRIOR)
 
     def learnability(self, step: int) -> float:
         """The mean of p(1 - p) that is expected, 0.25 at the most; a sixth where nothing is known."""
-        _, played, shown = self.faded(step)
-        return min(0.25, (shown + PRIOR / 6) / (played + PRIOR))
+        faded = self.memory ** (step - self.step)
+        return min(0.25, (self.shown * faded + 1 / 6) / (self.groups * faded + 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,7 @@ class Belief:
     weight: float
 
     def worth(self, solved: float = 0.0, played: float = 0.0) -> float:
-        """The mean of p(1 - p) after so many rollouts, `LEAST` at the least."""
+        """The mean of p(1 - p) after so many rollouts, and `LEAST`."""
         up, all_ = solved + self.mean * self.weight, played + self.weight
         return up * (all_ - up) / (all_ * (all_ + 1)) + LEAST
 
@@ -115,7 +120,7 @@ class Curriculum:
                 self._levels.setdefault(level, Tally(LEVEL_MEMORY)).add(solved, played, step=step)
                 if name not in self._seen:
                     self._first.setdefault(level, Tally(LEVEL_MEMORY)).add(solved, played, step=step)
-                self._seen.setdefault(name, Tally(SCENARIO_MEMORY)).add(solved, played, step=step)
+                self._seen.setdefault(name, Tally(SCENARIO_MEMORY)).add(solved, played, step=step, kept=LEARNED)
 
     def shares(self, step: int) -> dict[int, float]:
         """The share of each level in the draws of `step`: in proportion to its worth, above an equal part of `FLOOR`."""
@@ -131,6 +136,10 @@ class Curriculum:
         """What a draw of this level is expected to teach."""
         return self._levels.get(level, Tally(LEVEL_MEMORY)).learnability(step) + LEAST
 
+    def belief(self, level: int, step: int) -> Belief:
+        """What is thought of the scenarios of a level that were never played."""
+        return believed(self._first.get(level, Tally(LEVEL_MEMORY)), step)
+
     def draw(self, step: int, count: int) -> list[Scenario]:
         """The scenarios of `step`, none of them twice unless a level has too few."""
         rng = random.Random(f"{self.seed}:{step}:curriculum")
@@ -145,14 +154,15 @@ class Curriculum:
     def best(self, pool: Sequence[Scenario], count: int, *, step: int, rng: random.Random) -> list[Scenario]:
         """So many scenarios of one level: `REPLAY` of them, as far as there are as many, of those that are known to be worth
         more than one never played, the others of all the rest."""
-        belief = believed(self._first.get(pool[0].level, Tally(LEVEL_MEMORY)), step)
+        if not count:
+            return []
+        belief = self.belief(pool[0].level, step)
         unseen = belief.worth()
         worths = {scenario.id: unseen for scenario in pool}
         for name in worths.keys() & self._seen.keys():
-            solved, played, _ = self._seen[name].faded(step)
-            worths[name] = belief.worth(solved, played)
+            worths[name] = belief.worth(*self._seen[name].faded(step))
         better = [scenario for scenario in pool if worths[scenario.id] > unseen]
-        again = weighted(better, worths, count=math.ceil(count * REPLAY), rng=rng)
+        again = weighted(better, worths, count=math.floor(count * REPLAY + rng.random()), rng=rng)
         chosen = {scenario.id for scenario in again}
         rest = [scenario for scenario in pool if scenario.id not in chosen]
         return again + weighted(rest, worths, count=count - len(again), rng=rng)

@@ -1,5 +1,6 @@
 """What a curriculum draws: levels and scenarios that are solved neither always nor never, the same again after a resume."""
 
+import json
 import random
 from collections import Counter
 from dataclasses import replace
@@ -121,6 +122,61 @@ def test_scenarios_that_are_alike_are_judged_by_their_level_and_others_by_themse
     assert near.worth(8, 8) > 3 * far.worth(8, 8)
     assert far.worth(4, 8) > 3 * far.worth()
     assert believed(Tally(1.0), 0).weight == pytest.approx(2)  # nothing known: any probability, all equally likely
+
+
+def test_groups_show_how_learnable_a_level_is_without_bias_and_lone_rollouts_show_nothing():
+    rng = random.Random(0)
+    pairs, lone = Tally(1.0), Tally(1.0)
+    for _ in range(4000):
+        pairs.add(sum(rng.random() < 0.3 for _ in range(2)), 2, step=0)
+        lone.add(rng.random() < 0.3, 1, step=0)
+    assert pairs.learnability(0) == pytest.approx(0.21, abs=0.01)
+    assert lone.rate(0) == pytest.approx(0.3, abs=0.03)
+    assert lone.learnability(0) == Tally(1.0).learnability(0)
+
+
+def test_what_is_thought_of_new_scenarios_does_not_follow_those_that_are_played_again():
+    once, often = Curriculum(LEVELS), Curriculum(LEVELS)
+    for step in range(10):
+        new = {f"1-{step}": (8, 8)}
+        once.note(step, new)
+        often.note(step, new | ({"1-0": (4, 8), "1-1": (4, 8)} if step > 1 else {}))
+    assert often.level_worth(1, 10) > 3 * once.level_worth(1, 10)
+    assert often.belief(1, 10) == once.belief(1, 10)
+
+
+def test_with_few_draws_a_level_new_scenarios_still_have_their_share():
+    levels = [Scenario(f"{level}-{number}", "", level) for level in range(8) for number in range(200)]
+    curriculum, seen, new = Curriculum(levels), set(), 0
+    for step in range(100):
+        drawn = {one.id: (4, 8) for one in curriculum.draw(step, 8)}
+        curriculum.note(step, drawn)
+        new += len(drawn.keys() - seen)
+        seen |= drawn.keys()
+    assert 0.3 < new / 800 < 0.6
+
+
+def test_a_scenario_is_judged_by_its_last_group_above_all():
+    counts = Counter()
+    for seed in range(200):
+        curriculum = Curriculum([one for one in LEVELS if one.level == 1], seed)
+        curriculum.note(0, {"1-0": (4, 8), "1-1": (4, 8)})
+        for step in (1, 2):
+            curriculum.note(step, {f"1-{number}": (8, 8) for number in range(1, 30)})
+        counts.update(one.id for one in curriculum.draw(3, 2))
+    assert counts["1-0"] > 2 * counts["1-1"]
+
+
+def test_draws_are_the_same_again_from_what_a_file_remembers():
+    rng, curriculum, told = random.Random(0), Curriculum(LEVELS), []
+    for step in range(20):
+        outcomes = {one.id: [rng.randrange(9), 8] for one in curriculum.draw(step, 8)}
+        curriculum.note(step, outcomes)
+        told.append({"step": step, "outcomes": outcomes})
+    again = Curriculum(LEVELS)
+    for step, outcomes in recalled(json.loads(json.dumps(told))):
+        again.note(step, outcomes)
+    assert again.draw(20, 8) == curriculum.draw(20, 8)
 
 
 def test_the_scenarios_of_a_step_differ_unless_there_are_too_few():
