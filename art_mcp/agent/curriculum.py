@@ -1,10 +1,9 @@
 """Which scenarios come next, by how often they were solved so far: those that are solved neither always nor never.
 
 A group teaches by the differences between its rewards, so a scenario that is solved with probability p is worth p(1 - p), its
-learnability (Rutherford et al. 2024, arXiv:2408.15099; for language models Foster and Foerster 2025, arXiv:2502.12272). Of p
-little is known: a few rollouts, and what is usual at its level. Both together are a beta distribution (empirical Bayes), of
-which the mean of p(1 - p) is taken. A level at which half of the scenarios are always solved and half never teaches nothing,
-though its solved rate is one half.
+learnability (Rutherford et al. 2024, arXiv:2408.15099; for language models Foster and Foerster 2025, arXiv:2502.12272). A
+level's is the mean of its scenarios', as their groups show it, and not that of its solved rate: where half of the scenarios are
+always solved and half never, there is nothing to learn at a rate of one half.
 """
 
 from __future__ import annotations
@@ -21,20 +20,12 @@ from art_mcp.types import Scenario, TrajectoryGroup
 
 FLOOR = 0.1
 """The share of all draws that is dealt out evenly over the levels, so that none is forgotten, whatever was measured."""
-REPLAY = 0.5
-"""The share of a level's draws, at the least, that goes to scenarios which are known to teach more than one never played, as
-far as there are as many."""
 LEAST = 0.002
-"""What is added to each worth, which is 0.25 at the most, so that whatever is settled is looked at again."""
+"""What is added to each worth, which is 0.25 at the most, so that what is settled is looked at again."""
 LEVEL_MEMORY, SCENARIO_MEMORY = 0.9, 0.98
 """By how much older measurements of a level, or of a scenario, count less at each step: the policy changes."""
-LEARNED = 0.5
-"""What a scenario's earlier groups count when it is played again: the policy has learned from them."""
 PRIOR = 2.0
-"""How many rollouts that were solved half of the time a level is thought to have seen at first, beside one group of a scenario
-whose p may be anything."""
-CLOSEST, WIDEST = 32.0, 0.25
-"""How alike the scenarios of a level are thought to be at most and at least, in rollouts that the level's rate stands for."""
+"""How many rollouts the level's rate stands for in what is thought of a scenario."""
 
 
 @dataclass(slots=True)
@@ -48,51 +39,29 @@ class Tally:
     groups: float = 0.0
     step: int = 0
 
-    def add(self, solved: int, played: int, *, step: int, kept: float = 1.0) -> None:
-        """Takes in a group; of what was there before, `kept` counts on."""
-        kept *= self.memory ** (step - self.step)
-        self.solved, self.played, self.step = self.solved * kept + solved, self.played * kept + played, step
-        told = played > 1  # a lone rollout shows nothing of p(1 - p)
-        self.groups = self.groups * kept + told
-        self.shown = self.shown * kept + (solved * (played - solved) / (played * (played - 1)) if told else 0.0)  # without bias
-
-    def faded(self, step: int) -> tuple[float, float]:
-        """The rollouts that solved and that were played, as they count at `step`."""
+    def add(self, solved: int, played: int, *, step: int) -> None:
+        """Takes in a group. One of several rollouts shows p(1 - p) without bias, a lone one nothing of it."""
         faded = self.memory ** (step - self.step)
-        return self.solved * faded, self.played * faded
+        self.solved, self.played, self.step = self.solved * faded + solved, self.played * faded + played, step
+        self.shown, self.groups = self.shown * faded, self.groups * faded
+        if played > 1:
+            self.shown += solved * (played - solved) / (played * (played - 1))
+            self.groups += 1
 
-    def rate(self, step: int) -> float:
-        """The solved rate that is expected; one half where nothing is known."""
-        solved, played = self.faded(step)
-        return (solved + PRIOR / 2) / (played + PRIOR)
+    def rate(self, *, step: int, prior: float, weight: float) -> float:
+        """The share that is expected to be solved at `step`, where `prior` counts as much as `weight` rollouts."""
+        faded = self.memory ** (step - self.step)
+        return (self.solved * faded + prior * weight) / (self.played * faded + weight)
 
-    def learnability(self, step: int) -> float:
-        """The mean of p(1 - p) that is expected, 0.25 at the most; a sixth where nothing is known."""
+    def learnability(self, *, step: int) -> float:
+        """The mean of p(1 - p) that is expected at `step`, 0.25 at the most. What was seen stands beside one group more, of a
+        scenario for which any p is as likely: a sixth."""
         faded = self.memory ** (step - self.step)
         return min(0.25, (self.shown * faded + 1 / 6) / (self.groups * faded + 1))
 
 
-@dataclass(frozen=True, slots=True)
-class Belief:
-    """What is thought of a scenario that was never played: its p has a beta distribution of this mean, which counts as much as
-    `weight` rollouts."""
-
-    mean: float
-    weight: float
-
-    def worth(self, solved: float = 0.0, played: float = 0.0) -> float:
-        """The mean of p(1 - p) after so many rollouts, and `LEAST`."""
-        up, all_ = solved + self.mean * self.weight, played + self.weight
-        return up * (all_ - up) / (all_ * (all_ + 1)) + LEAST
-
-
-def believed(first: Tally, step: int) -> Belief:
-    """By what the first groups of a level's scenarios showed: where p(1 - p) is in the mean nearly what it would be if each p
-    were the level's, they are alike; the farther below, the more of them are always or never solved."""
-    mean, within = first.rate(step), first.learnability(step)
-    between = mean * (1 - mean) - within
-    weight = within / between if between > 0 else CLOSEST
-    return Belief(mean, min(CLOSEST, max(WIDEST, weight)))
+def worth(rate: float) -> float:
+    return rate * (1 - rate) + LEAST
 
 
 @dataclass(slots=True)
@@ -102,7 +71,6 @@ class Curriculum:
     scenarios: Sequence[Scenario]
     seed: int = 0
     _levels: dict[int, Tally] = field(default_factory=dict[int, Tally], init=False)
-    _first: dict[int, Tally] = field(default_factory=dict[int, Tally], init=False)
     _seen: dict[str, Tally] = field(default_factory=dict[str, Tally], init=False)
     _of_level: dict[int, list[Scenario]] = field(default_factory=dict[int, list[Scenario]], init=False)
     _level_of: dict[str, int] = field(default_factory=dict[str, int], init=False)
@@ -118,9 +86,7 @@ class Curriculum:
             level = self._level_of.get(name)
             if level is not None:
                 self._levels.setdefault(level, Tally(LEVEL_MEMORY)).add(solved, played, step=step)
-                if name not in self._seen:
-                    self._first.setdefault(level, Tally(LEVEL_MEMORY)).add(solved, played, step=step)
-                self._seen.setdefault(name, Tally(SCENARIO_MEMORY)).add(solved, played, step=step, kept=LEARNED)
+                self._seen.setdefault(name, Tally(SCENARIO_MEMORY)).add(solved, played, step=step)
 
     def shares(self, step: int) -> dict[int, float]:
         """The share of each level in the draws of `step`: in proportion to its worth, above an equal part of `FLOOR`."""
@@ -130,15 +96,11 @@ class Curriculum:
 
     def level_rate(self, level: int, step: int) -> float:
         """The solved rate that is expected of a level; one half where nothing is known."""
-        return self._levels.get(level, Tally(LEVEL_MEMORY)).rate(step)
+        return self._levels.get(level, Tally(LEVEL_MEMORY)).rate(step=step, prior=0.5, weight=PRIOR)
 
     def level_worth(self, level: int, step: int) -> float:
-        """What a draw of this level is expected to teach."""
-        return self._levels.get(level, Tally(LEVEL_MEMORY)).learnability(step) + LEAST
-
-    def belief(self, level: int, step: int) -> Belief:
-        """What is thought of the scenarios of a level that were never played."""
-        return believed(self._first.get(level, Tally(LEVEL_MEMORY)), step)
+        """What a draw of a level is expected to teach."""
+        return self._levels.get(level, Tally(LEVEL_MEMORY)).learnability(step=step) + LEAST
 
     def draw(self, step: int, count: int) -> list[Scenario]:
         """The scenarios of `step`, none of them twice unless a level has too few."""
@@ -152,26 +114,20 @@ class Curriculum:
         return drawn
 
     def best(self, pool: Sequence[Scenario], count: int, *, step: int, rng: random.Random) -> list[Scenario]:
-        """So many scenarios of one level: `REPLAY` of them, as far as there are as many, of those that are known to be worth
-        more than one never played, the others of all the rest."""
+        """So many scenarios of one level, weighted by their worth, without replacement (Efraimidis and Spirakis 2006).
+
+        One that was never played is thought to be as its level, and so worth nearly as much as a known mixed one. Drawing the
+        latter more often taught a small policy these scenarios, and new ones no faster (docs/results/2026-11-28-curriculum.md).
+        """
         if not count:
             return []
-        belief = self.belief(pool[0].level, step)
-        unseen = belief.worth()
-        worths = {scenario.id: unseen for scenario in pool}
-        for name in worths.keys() & self._seen.keys():
-            worths[name] = belief.worth(*self._seen[name].faded(step))
-        better = [scenario for scenario in pool if worths[scenario.id] > unseen]
-        again = weighted(better, worths, count=math.floor(count * REPLAY + rng.random()), rng=rng)
-        chosen = {scenario.id for scenario in again}
-        rest = [scenario for scenario in pool if scenario.id not in chosen]
-        return again + weighted(rest, worths, count=count - len(again), rng=rng)
-
-
-def weighted(pool: Sequence[Scenario], worths: Mapping[str, float], *, count: int, rng: random.Random) -> list[Scenario]:
-    """So many of `pool`, or all, weighted by their worth, without replacement (Efraimidis and Spirakis 2006)."""
-    keyed = [(math.log(1.0 - rng.random()) / worths[scenario.id], place) for place, scenario in enumerate(pool)]
-    return [pool[place] for _, place in heapq.nlargest(count, keyed)]
+        expected = self.level_rate(pool[0].level, step)
+        unseen = Tally(SCENARIO_MEMORY)
+        keyed: list[tuple[float, int]] = []
+        for place, scenario in enumerate(pool):
+            rate = self._seen.get(scenario.id, unseen).rate(step=step, prior=expected, weight=PRIOR)
+            keyed.append((math.log(1.0 - rng.random()) / worth(rate), place))
+        return [pool[place] for _, place in heapq.nlargest(count, keyed)]
 
 
 def allot(shares: Mapping[int, float], count: int, *, offset: float) -> dict[int, int]:
