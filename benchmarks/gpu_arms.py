@@ -3,14 +3,14 @@ within a time that they share.
 
     art-mcp prepare MODEL PREPARED
     python -m benchmarks.gpu_arms weak-first  --model PREPARED --out OUT --limit 575
+    python -m benchmarks.gpu_arms speed       --model PREPARED --out OUT --limit 300
     python -m benchmarks.gpu_arms weak-second --model PREPARED --out OUT --limit 480
     python -m benchmarks.gpu_arms others      --model PREPARED --out OUT --limit 510
-    python -m benchmarks.gpu_arms speed       --model PREPARED --out OUT --limit 250
 
-`weak-first` and `weak-second` are the two halves of three seeds from a weak start and of their control; `others` a second
-control, the main line, the test of gradients, and rewards alone; `speed` what more vLLM servers and a slower start bring.
-Where there are fewer GPUs than arms, the first are run. Each writes OUT/ARM.log and OUT/ARM/result.json, those of `speed`
-OUT/ARM/rollout_speed.json.
+`weak-first` and `weak-second` are the two halves of three seeds from a weak start and of their control; `speed` what more vLLM
+servers and graphs bring to the first seed's rollouts, and the test of gradients; `others` a second control, the main line, and
+rewards alone. Where there are fewer GPUs than arms, the first are run. Each writes OUT/ARM.log and OUT/ARM/result.json, those
+of `speed` OUT/ARM/rollout_speed.json.
 """
 
 from __future__ import annotations
@@ -40,9 +40,11 @@ ALONE = (
 )
 SHORT = "--trainer unsloth --warm-start 512 --seconds 40 --reserve 45 --eval-n 50 --no-before"
 GRADIENTS = "tests/gpu/test_gradients.py -k 'not every_token'"
-SPEED = "--resume OUT/weak-1-second/saved --settings 128x8@512AA --rounds 2"
-WHOLE = """--engine-args '{"compilation_config": {"cudagraph_mode": "FULL_AND_PIECEWISE"}}'"""
-"""vLLM's own way to start: compiled, and graphs of steps that begin requests too."""
+SPEED = "--resume OUT/weak-1-first/saved --settings 128x8@512AA --rounds 2"
+GRAPHS = """--engine-args '{"compilation_config": {"mode": 0, "cudagraph_mode": "FULL", \
+"cudagraph_capture_sizes": [1, 8, 32, 64, 128, 192, 256, 384, 512, 768, 1024]}}'"""
+"""CUDA graphs of steps that begin requests too, which FlashAttention 3 can, without compiling anything. Nearly every step of
+rollouts over tools begins some, of few tokens that are not in the prefix cache."""
 SPARE = 12.0
 """Seconds of the limit that an arm is not given: for its end."""
 
@@ -60,9 +62,9 @@ class Arm:
     tested: str = ""
     module: str = "gpu_calculator"
 
-    def command(self, model: Path, out: Path, *, limit: float) -> list[str]:
+    def command(self, model: Path, out: Path, *, limit: float, more: str = "") -> list[str]:
         folder = out / self.name
-        options = [word.replace("OUT/", f"{out}/") for word in shlex.split(f"{ENGINE} {self.options}")]
+        options = [word.replace("OUT/", f"{out}/") for word in shlex.split(f"{ENGINE} {self.options} {more}")]
         saved = ["--save", str(folder / "saved")] if self.module == "gpu_calculator" else []
         paths = ["--model", str(model), *saved, "--out", str(folder), "--deadline", f"{limit:.0f}"]
         run = [sys.executable, "-m", f"benchmarks.{self.module}", *paths, *options]
@@ -89,14 +91,14 @@ ARMS = {
     "others": [
         Arm("control-2-first", f"{FIRST} --seed 2 --control shuffled"),
         Arm("main-unsloth", f"{MAIN} --trainer unsloth --seed 8"),
-        Arm("gradients", SHORT, GRADIENTS),
         Arm("main-torch", f"{MAIN} --trainer torch --seed 10"),
         Arm("rewards-alone", f"{ALONE} --seed 1"),
     ],
     "speed": [
-        Arm(f"speed-{count}{name}", f"{SPEED} --engine-replicas {count} {how}", module="gpu_rollout_speed")
-        for count in (3, 5)
-        for name, how in (("", ""), ("-whole", WHOLE))
+        Arm("speed-3", f"{SPEED} --engine-replicas 3", module="gpu_rollout_speed"),
+        Arm("speed-3-graphs", f"{SPEED} --engine-replicas 3 {GRAPHS}", module="gpu_rollout_speed"),
+        Arm("speed-5-graphs", f"{SPEED} --engine-replicas 5 {GRAPHS}", module="gpu_rollout_speed"),
+        Arm("gradients", SHORT, GRADIENTS),
     ],
 }
 
@@ -111,7 +113,7 @@ def gpus() -> list[str]:
 
 
 def start(arm: Arm, gpu: str, arguments: argparse.Namespace, *, limit: float) -> subprocess.Popen[bytes]:
-    command = arm.command(arguments.model, arguments.out, limit=limit)
+    command = arm.command(arguments.model, arguments.out, limit=limit, more=arguments.more)
     notes = {"ART_MCP_GPU_MODEL": str(arguments.model), "ART_MCP_GPU_NOTES": str(arguments.out / "gradients.json")}
     with (arguments.out / f"{arm.name}.log").open("wb") as log:
         log.write(f"{shlex.join(command)}\n".encode())
@@ -126,6 +128,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arms", choices=ARMS, help="which runs")
     parser.add_argument("--only", nargs="*", default=(), metavar="ARM", help="of these, only so called ones")
+    parser.add_argument("--more", default="", metavar="OPTIONS", help="for each run, such as '--engine-replicas 5'")
     parser.add_argument("--model", type=Path, required=True, help="the folder that `art-mcp prepare` wrote")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--limit", type=float, default=575.0, help="seconds for all, the start included")
