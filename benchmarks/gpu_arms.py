@@ -7,10 +7,10 @@ within a time that they share.
     python -m benchmarks.gpu_arms weak-second --model PREPARED --out OUT --limit 480
     python -m benchmarks.gpu_arms others      --model PREPARED --out OUT --limit 510
 
-`weak-first` and `weak-second` are the two halves of three seeds from a weak start and of their control; `speed` what more vLLM
-servers and graphs bring to the first seed's rollouts, and the test of gradients; `others` a second control, the main line, and
-rewards alone. Where there are fewer GPUs than arms, the first are run. Each writes OUT/ARM.log and OUT/ARM/result.json, those
-of `speed` OUT/ARM/rollout_speed.json.
+`weak-first` and `weak-second` are the two halves of three seeds from a weak start and of their control; `speed` what graphs,
+more vLLM servers and turns without seeds bring to the first seed's rollouts, and the test of gradients; `others` a second
+control, the main line, and rewards alone. Where there are fewer GPUs than arms, the first are run. Each writes OUT/ARM.log and
+OUT/ARM/result.json, those of `speed` OUT/ARM/rollout_speed.json.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ALONE = (
 )
 SHORT = "--trainer unsloth --warm-start 512 --seconds 40 --reserve 45 --eval-n 50 --no-before"
 GRADIENTS = "tests/gpu/test_gradients.py -k 'not every_token'"
-SPEED = "--resume OUT/weak-1-first/saved --settings 128x8@512AA --rounds 2"
+SPEED = "--resume OUT/weak-1-first/saved --settings 64x8@512AA,64x8@512AAN --rounds 2"
 GRAPHS = """--engine-args '{"compilation_config": {"mode": 0, "cudagraph_mode": "FULL", \
 "cudagraph_capture_sizes": [1, 8, 32, 64, 128, 192, 256, 384, 512, 768, 1024]}}'"""
 """CUDA graphs of steps that begin requests too, which FlashAttention 3 can, without compiling anything. Nearly every step of

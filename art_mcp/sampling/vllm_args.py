@@ -65,7 +65,7 @@ class VllmSettings:
     `memory_share`: of the GPU memory that is free when it starts; `replicas` servers divide it among them. `cache_bytes`: what
     keys and values of each take of it (None: what vLLM measures to be left of its share, which is wrong where somebody else
     takes memory while it measures). `together`: whether it starts while a trainer of adapters loads (None: where a GPU is known
-    to hold both, and without a GPU).
+    to hold both, and without a GPU). `seeded`: each turn is drawn with its own seed; vLLM draws such turns one by one.
     """
 
     python: str | None = None
@@ -75,6 +75,11 @@ class VllmSettings:
     cache_bytes: int | None = None
     together: bool | None = None
     replicas: int = 1
+    seeded: bool = True
+
+    def told(self) -> dict[str, Any]:
+        """What a run's record says of them."""
+        return {"engine_args": dict(self.args), "engine_seeds": self.seeded}
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,7 +120,7 @@ class VllmEngine:
         try:
             name = str(version.policy) if self._adapters else self._served.name
             limited = replace(params, max_tokens=min(params.max_tokens, room))
-            asked = door.ask(name, token_ids, params=limited, stop=stop, step=version.policy.step)
+            asked = door.ask(name, token_ids, params=limited, stop=stop, step=version.policy.step, seeded=self._settings.seeded)
             answer = await self._post(door.path, asked)
         finally:
             await self._leave(version)
@@ -294,7 +294,7 @@ class VllmEngine:
         self.facts = {
             "engine": "vllm",
             "vllm": json.loads(version)["version"],
-            "engine_args": dict(self._settings.args),
+            **self._settings.told(),
             "engine_command": self.server.command,
             "engine_door": self._door.path,
         }

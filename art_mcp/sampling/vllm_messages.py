@@ -23,15 +23,16 @@ class Door:
 
 
 def ask_completion(
-    model: str, token_ids: Sequence[int], *, params: SamplingParams, stop: frozenset[int], step: int
+    model: str, token_ids: Sequence[int], *, params: SamplingParams, stop: frozenset[int], step: int, seeded: bool = True
 ) -> dict[str, Any]:
-    """The body for /v1/completions: tokens in, tokens and logprobs out, under `model`, whose weights are those of `step`."""
+    """The body for /v1/completions: tokens in, tokens and logprobs out, under `model`, whose weights are those of `step`. Where
+    it is not `seeded`, the draw is the server's own."""
     return {
         "model": model,
         "prompt": list(token_ids),
         "max_tokens": params.max_tokens,
         "temperature": params.temperature,
-        "seed": params.seed,
+        "seed": params.seed if seeded else None,
         # only what is asked for ends a turn, whatever the model's own configuration says
         "stop_token_ids": sorted(stop),
         "ignore_eos": True,
@@ -53,7 +54,7 @@ def read_completion(answer: Mapping[str, Any], step: int) -> Completion:
 
 
 def ask_tokens(
-    model: str, token_ids: Sequence[int], *, params: SamplingParams, stop: frozenset[int], step: int
+    model: str, token_ids: Sequence[int], *, params: SamplingParams, stop: frozenset[int], step: int, seeded: bool = True
 ) -> dict[str, Any]:
     """The same for /inference/v1/generate, which makes no strings at all."""
     return {
@@ -62,7 +63,7 @@ def ask_tokens(
         "sampling_params": {
             "max_tokens": params.max_tokens,
             "temperature": params.temperature,
-            "seed": params.seed,
+            "seed": params.seed if seeded else None,
             "stop_token_ids": sorted(stop),
             "ignore_eos": True,
             "logprobs": 0,

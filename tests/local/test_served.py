@@ -387,12 +387,14 @@ async def test_a_server_that_does_not_start_leaves_nothing_behind(python, tmp_pa
 
 
 async def test_the_backend_serves_through_the_interpreter_that_has_vllm(python, toy):
-    async with LocalBackend(engine_python=python, engine_args={"max_num_seqs": 7}, in_process=True, threads=1) as backend:
+    options = {"engine_args": {"max_num_seqs": 7}, "engine_seeds": False}
+    async with LocalBackend(engine_python=python, **options, in_process=True, threads=1) as backend:
         model = TrainableModel(name="toy", base_model=toy, lora=LoraSpec(rank=4))
         await model.register(backend)
         assert (await draw(model.sampler())).span.policy_version == 0
         facts = backend.facts(model)
         assert (facts["engine"], facts["vllm"], facts["engine_args"]) == ("vllm", "0.32.0", {"max_num_seqs": 7})
+        assert facts["engine_seeds"] is False
         assert facts["lora"] == {"rank": 4, "alpha": 32}
 
 
@@ -412,6 +414,7 @@ async def test_without_a_gpu_the_engine_is_transformers(toy):
         ({"engine": "transformers", "engine_args": {"max_num_seqs": 7}}, "engine_args are vLLM's"),
         ({"engine": "transformers", "engine_replicas": 2}, "the transformers engine is one"),
         ({"engine_python": "python", "engine_replicas": 0}, "vLLM has one or more"),
+        ({"engine": "transformers", "engine_seeds": False}, "engine_seeds=False is for vLLM"),
     ],
 )
 def test_choices_that_cannot_be_had_are_refused_at_once(choice, reason):
