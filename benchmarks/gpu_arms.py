@@ -4,7 +4,7 @@ within a time that they share.
     art-mcp prepare MODEL PREPARED
     python -m benchmarks.gpu_arms weak-first  --model PREPARED --out OUT --limit 575
     python -m benchmarks.gpu_arms speed       --model PREPARED --out OUT --limit 300
-    python -m benchmarks.gpu_arms weak-second --model PREPARED --out OUT --limit 480
+    python -m benchmarks.gpu_arms weak-second --model PREPARED --out OUT --limit 480 --fastest
     python -m benchmarks.gpu_arms others      --model PREPARED --out OUT --limit 510
 
 `weak-first` and `weak-second` are the two halves of three seeds from a weak start and of their control; `speed` what graphs,
@@ -16,6 +16,7 @@ OUT/ARM/result.json, those of `speed` OUT/ARM/rollout_speed.json.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import subprocess
@@ -23,6 +24,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from art_mcp.child import launch_command
 
@@ -103,6 +105,18 @@ ARMS = {
 }
 
 
+def fastest(out: Path) -> str:
+    """The engine's options in the run of `speed` that played the most tokens a second; none where nothing was measured."""
+    found: dict[str, list[float]] = {}
+    for arm in ARMS["speed"]:
+        path = out / arm.name / "rollout_speed.json"
+        rows = json.loads(path.read_text()).get("measured", []) if path.is_file() else []
+        for row in (one for one in rows if not one.get("warm_up")):
+            options = arm.options.removeprefix(SPEED) + " --no-seeds" * row["setting"].endswith("N")
+            found.setdefault(options, []).append(row["tokens_per_second"])
+    return max(found, key=lambda options: fmean(found[options]), default="")
+
+
 def gpus() -> list[str]:
     """The GPUs that may be used, by the names that CUDA_VISIBLE_DEVICES takes."""
     asked = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -129,12 +143,18 @@ def main() -> int:
     parser.add_argument("arms", choices=ARMS, help="which runs")
     parser.add_argument("--only", nargs="*", default=(), metavar="ARM", help="of these, only so called ones")
     parser.add_argument("--more", default="", metavar="OPTIONS", help="for each run, such as '--engine-replicas 5'")
+    parser.add_argument(
+        "--fastest", action="store_true", help="with the engine's options that were the fastest of OUT's `speed`"
+    )
     parser.add_argument("--model", type=Path, required=True, help="the folder that `art-mcp prepare` wrote")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--limit", type=float, default=575.0, help="seconds for all, the start included")
     given = parser.parse_args()
     given.model, given.out = given.model.resolve(), given.out.resolve()
     given.out.mkdir(parents=True, exist_ok=True)
+    if given.fastest:
+        given.more = f"{fastest(given.out)} {given.more}"
+        print(f"engine: {given.more}", flush=True)
     chosen = [arm for arm in ARMS[given.arms] if not given.only or arm.name in given.only]
     if unknown := set(given.only) - {arm.name for arm in chosen}:
         parser.error(f"{given.arms} has no {', '.join(sorted(unknown))}, but {', '.join(arm.name for arm in ARMS[given.arms])}")

@@ -112,6 +112,8 @@ def vllm_command(
     options = {**our_options(served, port=port), **speed_options(settings, asked, gpu=memory is not None)}
     if opens_tokens:
         options[TOKENS_OPTION.removeprefix("--").replace("-", "_")] = True
+    if not settings.seeded:
+        options["seed"] = port  # else all servers draw alike, and the next ones again
     options |= memory_options(settings, memory, weights=weights_of(served.model)) | asked
     python = settings.python or sys.executable
     return [python, "-m", "vllm.entrypoints.openai.api_server", *(word for item in options.items() for word in words_of(*item))]

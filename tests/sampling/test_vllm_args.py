@@ -41,6 +41,12 @@ def test_the_server_is_on_loopback_and_its_logprobs_are_those_of_the_distributio
     assert "--enable-prefix-caching" in words
 
 
+def test_servers_that_draw_without_seeds_have_one_each():
+    assert value_of(command(settings=VllmSettings(seeded=False)), "--seed") == "4000"
+    assert value_of(command(settings=VllmSettings(args={"seed": 7}, seeded=False)), "--seed") == "7"
+    assert "--seed" not in command()
+
+
 def test_the_key_is_in_the_environment_alone(tmp_path):
     environment = vllm_environment(key="secret", cache=tmp_path, full_weights=False, gpu=False)
     assert environment["VLLM_API_KEY"] == "secret"
