@@ -3,7 +3,7 @@ within a time that they share.
 
     art-mcp prepare MODEL PREPARED
     python -m benchmarks.gpu_arms weak-first  --model PREPARED --out OUT --limit 575
-    python -m benchmarks.gpu_arms speed       --model PREPARED --out OUT --limit 300
+    python -m benchmarks.gpu_arms speed       --model PREPARED --out OUT --limit 400
     python -m benchmarks.gpu_arms weak-second --model PREPARED --out OUT --limit 480 --fastest
     python -m benchmarks.gpu_arms others      --model PREPARED --out OUT --limit 510
 
