@@ -55,9 +55,9 @@ async def model(anyio_backend) -> AsyncIterator[TrainableModel]:
         yield model
 
 
-async def until(happened):
+async def until(happened, *, seconds=60):
     """Returns when `happened()` is true."""
-    with anyio.fail_after(300):  # a server that is started anew on a busy machine
+    with anyio.fail_after(seconds):
         while True:
             if happened():
                 return
@@ -334,7 +334,7 @@ async def test_two_servers_are_one_engine_and_each_is_started_anew_alone():
         moved = await draw(worker, seed=1)
         assert moved.span.policy_version == 1
         await model.ready()
-        await until(lambda: all(engine.available for engine in engines))
+        await until(lambda: all(engine.available for engine in engines), seconds=300)  # one is started anew
         turns = await asyncio.gather(*(draw(worker, seed=seed) for seed in range(6)))
         assert {turn.span.policy_version for turn in turns} == {1}
         assert max(difference(worker, turn.span) for turn in turns) < BOUND
