@@ -1,16 +1,17 @@
-"""Runs as those behind the GPU pages of docs/results (whose JSON files have each one's own command), one on each GPU of a host,
-within a time that they share.
+"""Runs as those behind the GPU pages of docs/results (whose JSON files have each one's own command), one on each GPU of a host
+at a time, within a time that they share.
 
     art-mcp prepare MODEL PREPARED
-    python -m benchmarks.gpu_arms weak-first  --model PREPARED --out OUT --limit 575
-    python -m benchmarks.gpu_arms speed       --model PREPARED --out OUT --limit 400
-    python -m benchmarks.gpu_arms weak-second --model PREPARED --out OUT --limit 480 --fastest
-    python -m benchmarks.gpu_arms others      --model PREPARED --out OUT --limit 510
+    python -m benchmarks.gpu_arms weak   --model PREPARED --out OUT --limit 1500
+    python -m benchmarks.gpu_arms speed  --model PREPARED --out OUT --limit 400
+    python -m benchmarks.gpu_arms weak   --model PREPARED --out OUT --limit 1500 --fastest
+    python -m benchmarks.gpu_arms others --model PREPARED --out OUT --limit 510
 
-`weak-first` and `weak-second` are the two halves of three seeds from a weak start and of their control; `speed` what graphs,
-more vLLM servers and turns without seeds bring to the first seed's rollouts, and the test of gradients; `others` a second
-control, the main line, and rewards alone. Where there are fewer GPUs than arms, the first are run. Each writes OUT/ARM.log and
-OUT/ARM/result.json, those of `speed` OUT/ARM/rollout_speed.json.
+`weak` is the two halves of three seeds from a weak start and of their control; `speed` what graphs, more vLLM servers and turns
+without seeds bring to the first seed's rollouts, and the test of gradients; `others` a second control, the main line, and
+rewards alone. Where there are fewer GPUs than arms, they wait for each other, in this order; the next one's engine starts while
+the last one's answers are evaluated. Each writes OUT/ARM.log and OUT/ARM/result.json, those of `speed`
+OUT/ARM/rollout_speed.json. What OUT has already is not run again.
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
 from art_mcp.child import launch_command
 
-ENGINE = "--engine vllm --micro-batch-tokens 8192 --engine-replicas 3 --memory-share 0.35"
+ENGINE = "--engine vllm --micro-batch-tokens 8192 --engine-replicas 3 --memory-share 0.25"
 SHARED = "--groups 128 --rollouts 8 --share learning --progress 0.3 --temperature 1.2 --overlap 2 --seconds 288 --eval-n 500"
 WEAK = f"--trainer torch {SHARED} --warm-epochs 4 --warm-batch 32 --learning-rate 2e-4 --reserve 45"
-FIRST = f"{WEAK} --warm-start 200 --no-before"
+FIRST = f"{WEAK} --warm-start 200 --no-before --no-beyond"
 MAIN = (
     f"{SHARED} --warm-start 6600 --warm-levels [2,3,6,10,12] --warm-rate 3e-4 --warm-batch 64 --learning-rate 1e-4 "
     "--final-rate 2e-5 --no-before --reserve 65"
@@ -49,6 +51,12 @@ GRAPHS = """--engine-args '{"compilation_config": {"mode": 0, "cudagraph_mode": 
 rollouts over tools begins some, of few tokens that are not in the prefix cache."""
 SPARE = 12.0
 """Seconds of the limit that an arm is not given: for its end."""
+LEFT = ("evaluating", "finished")
+"""The statuses of a run that has left its model."""
+LEAST = 180.0
+"""With fewer seconds left than this nothing is begun."""
+BESIDE = "--memory-share 0.45"
+"""Of the memory that is free while the arm before it, on the same GPU, still evaluates: as much as its own share of all."""
 
 
 def second_half(first: str) -> str:
@@ -57,12 +65,23 @@ def second_half(first: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """A run of `gpu_calculator`, or of another of the modules, with these options; and then perhaps a test of what it left."""
+    """A run of `gpu_calculator`, or of another of the modules, with these options, that goes on from what another arm left; and
+    then perhaps a test of what it left."""
 
     name: str
     options: str
+    after: str = ""
     tested: str = ""
     module: str = "gpu_calculator"
+
+    def status(self, out: Path) -> str:
+        """How far a run of `gpu_calculator` is; another's file is there when it has figures."""
+        path = out / self.name / ("result.json" if self.module == "gpu_calculator" else "rollout_speed.json")
+        return str(json.loads(path.read_text())["status"]) if path.is_file() else ""
+
+    def has_left(self, out: Path) -> bool:
+        """Whether its model is there, and its GPU needed for no more than evaluations."""
+        return not self.tested and self.status(out) in LEFT
 
     def command(self, model: Path, out: Path, *, limit: float, more: str = "") -> list[str]:
         folder = out / self.name
@@ -77,19 +96,19 @@ class Arm:
         return ["timeout", str(int(limit)), "sh", "-c", f"{dumping} && ART_MCP_GPU_RUN={shlex.quote(str(folder))} {test}"]
 
 
+def both_halves(name: str, options: str) -> list[Arm]:
+    first, second = f"{name}-first", f"{name}-second"
+    return [Arm(first, f"{FIRST} {options}"), Arm(second, f"{second_half(first)} {options}", after=first)]
+
+
+def speed_of(name: str, options: str) -> Arm:
+    return Arm(name, f"{SPEED} {options}", after="weak-1-first", module="gpu_rollout_speed")
+
+
+WEAK_1, WEAK_2, WEAK_3 = (both_halves(f"weak-{seed}", f"--seed {seed}") for seed in (1, 2, 3))
+CONTROL_1 = both_halves("control-1", "--seed 1 --control shuffled")
 ARMS = {
-    "weak-first": [
-        Arm("weak-1-first", f"{FIRST} --seed 1"),
-        Arm("control-1-first", f"{FIRST} --seed 1 --control shuffled"),
-        Arm("weak-2-first", f"{FIRST} --seed 2"),
-        Arm("weak-3-first", f"{FIRST} --seed 3"),
-    ],
-    "weak-second": [
-        Arm("weak-1-second", f"{second_half('weak-1-first')} --seed 1"),
-        Arm("control-1-second", f"{second_half('control-1-first')} --seed 1 --control shuffled"),
-        Arm("weak-2-second", f"{second_half('weak-2-first')} --seed 2"),
-        Arm("weak-3-second", f"{second_half('weak-3-first')} --seed 3"),
-    ],
+    "weak": [WEAK_1[0], WEAK_2[0], WEAK_1[1], CONTROL_1[0], WEAK_2[1], CONTROL_1[1], *WEAK_3],
     "others": [
         Arm("control-2-first", f"{FIRST} --seed 2 --control shuffled"),
         Arm("main-unsloth", f"{MAIN} --trainer unsloth --seed 8"),
@@ -97,12 +116,13 @@ ARMS = {
         Arm("rewards-alone", f"{ALONE} --seed 1"),
     ],
     "speed": [
-        Arm("speed-3", f"{SPEED} --engine-replicas 3", module="gpu_rollout_speed"),
-        Arm("speed-3-graphs", f"{SPEED} --engine-replicas 3 {GRAPHS}", module="gpu_rollout_speed"),
-        Arm("speed-5-graphs", f"{SPEED} --engine-replicas 5 {GRAPHS}", module="gpu_rollout_speed"),
-        Arm("gradients", SHORT, GRADIENTS),
+        speed_of("speed-3", "--engine-replicas 3"),
+        speed_of("speed-3-graphs", f"--engine-replicas 3 {GRAPHS}"),
+        speed_of("speed-5-graphs", f"--engine-replicas 5 {GRAPHS}"),
+        Arm("gradients", SHORT, tested=GRADIENTS),
     ],
 }
+ALL = {arm.name: arm for arms in ARMS.values() for arm in arms}
 
 
 def fastest(out: Path) -> str:
@@ -126,15 +146,66 @@ def gpus() -> list[str]:
     return [str(place) for place, _ in enumerate(listed.splitlines())]
 
 
-def start(arm: Arm, gpu: str, arguments: argparse.Namespace, *, limit: float) -> subprocess.Popen[bytes]:
-    command = arm.command(arguments.model, arguments.out, limit=limit, more=arguments.more)
-    notes = {"ART_MCP_GPU_MODEL": str(arguments.model), "ART_MCP_GPU_NOTES": str(arguments.out / "gradients.json")}
-    with (arguments.out / f"{arm.name}.log").open("wb") as log:
+def start(arm: Arm, gpu: str, given: argparse.Namespace, *, limit: float, beside: bool) -> subprocess.Popen[bytes]:
+    command = arm.command(given.model, given.out, limit=limit, more=f"{BESIDE * beside} {given.more}")
+    notes = {"ART_MCP_GPU_MODEL": str(given.model), "ART_MCP_GPU_NOTES": str(given.out / "gradients.json")}
+    with (given.out / f"{arm.name}.log").open("wb") as log:
         log.write(f"{shlex.join(command)}\n".encode())
         log.flush()
         where = {**os.environ, **notes, "CUDA_VISIBLE_DEVICES": gpu, "PYTHONUNBUFFERED": "1"}
         launcher, words = launch_command(command[0], command[1:])  # which ends it when this process ends
         return subprocess.Popen([launcher, *words], env=where, stdout=log, stderr=subprocess.STDOUT)
+
+
+class Queue:
+    """The arms that wait for a GPU or for another arm, and those that run. An arm leaves its GPU to the next one when it has
+    trained and been compared with raw vLLM."""
+
+    def __init__(self, arms: Sequence[Arm], given: argparse.Namespace, *, until: float) -> None:
+        self._given, self._until = given, until
+        self._waiting = list(arms)
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._holding: dict[str, Arm | None] = dict.fromkeys(gpus())
+        if not self._holding:
+            raise SystemExit("there is no GPU")
+        self.failed = 0
+
+    def run(self) -> None:
+        while self._running or self._begin():
+            time.sleep(0.5)
+            self._end()
+            self._begin()
+        if self._waiting:
+            names = " ".join(arm.name for arm in self._waiting)
+            print(f"not begun, for lack of time or of what they go on from: run again with --only {names}")
+
+    def _ready(self, arm: Arm) -> bool:
+        """Whether what it goes on from is there."""
+        return not arm.after or ALL[arm.after].has_left(self._given.out)
+
+    def _begin(self) -> bool:
+        """Gives free GPUs to the arms that can begin; whether any did."""
+        begun = False
+        for gpu, before in self._holding.items():
+            left = self._until - time.monotonic()
+            free = before is None or before.name not in self._running or before.has_left(self._given.out)
+            ready = [arm for arm in self._waiting if self._ready(arm)]
+            if free and ready and left > LEAST:
+                arm, beside = ready[0], before is not None and before.name in self._running
+                self._waiting.remove(arm)
+                self._running[arm.name] = start(arm, gpu, self._given, limit=left, beside=beside)
+                self._holding[gpu] = arm
+                print(f"[{self._given.limit - SPARE - left:6.1f} s] {arm.name} begins on GPU {gpu}", flush=True)
+                begun = True
+        return begun
+
+    def _end(self) -> None:
+        for name, process in list(self._running.items()):
+            if process.poll() is not None:
+                del self._running[name]
+                self.failed += process.returncode != 0
+                last = (self._given.out / f"{name}.log").read_text(errors="replace").splitlines()[-1:]
+                print(f"{name}: exit code {process.returncode}: {' '.join(last)}", flush=True)
 
 
 def main() -> int:
@@ -158,19 +229,9 @@ def main() -> int:
     chosen = [arm for arm in ARMS[given.arms] if not given.only or arm.name in given.only]
     if unknown := set(given.only) - {arm.name for arm in chosen}:
         parser.error(f"{given.arms} has no {', '.join(sorted(unknown))}, but {', '.join(arm.name for arm in ARMS[given.arms])}")
-    limit = given.limit - SPARE - (time.monotonic() - began)
-    running = {arm.name: start(arm, gpu, given, limit=limit) for arm, gpu in zip(chosen, gpus(), strict=False)}
-    if not running:
-        parser.error("there is no GPU")
-    left = [arm.name for arm in chosen if arm.name not in running]
-    if left:
-        print(f"no GPU is left for {', '.join(left)}: run again with --only {' '.join(left)}")
-    failed = 0
-    for name, process in running.items():
-        failed += process.wait() != 0
-        last = (given.out / f"{name}.log").read_text(errors="replace").splitlines()[-1:]
-        print(f"{name}: exit code {process.returncode}: {' '.join(last)}", flush=True)
-    return 1 if failed else 0
+    queue = Queue([arm for arm in chosen if not arm.has_left(given.out)], given, until=began + given.limit - SPARE)
+    queue.run()
+    return 1 if queue.failed else 0
 
 
 if __name__ == "__main__":

@@ -75,6 +75,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="evaluate so before training",
     )
     parser.add_argument("--no-before", dest="before", action="store_const", const=(), help="do not evaluate before training")
+    parser.add_argument("--no-beyond", dest="beyond", action="store_false", help="do not ask levels 6 to 8")
     parser.add_argument("--against", type=Path, help="the result.json whose start is compared with")
     parser.add_argument("--save", type=Path, help="where the trained model is left")
     parser.add_argument(
@@ -231,11 +232,13 @@ async def main(arguments: argparse.Namespace) -> None:
                 await backend.save(model, str(arguments.save))
                 draw.save(arguments.save)
             await compare_with_raw(run)
+            report.add(status="evaluating")
             after = await evaluate_all(run, "after", levels=MAIN, reserve=15.0)
             compare(run, after)
             if arguments.dump:
                 dump(arguments.dump, "step", await samples_of_a_step(run))
-            await evaluate_all(run, "after_levels_6_8", levels=BEYOND, reserve=15.0)
+            if arguments.beyond:
+                await evaluate_all(run, "after_levels_6_8", levels=BEYOND, reserve=15.0)
             report.add(status="finished", seconds_total=clock.spent())
     except BaseException as error:
         report.add(status="failed", error=f"{type(error).__name__}: {error}", seconds_total=clock.spent())

@@ -124,7 +124,7 @@ class Player:
         seconds, used, lap = time.monotonic() - began, cpu_seconds() - cpu, places.lap()
         requests = list(self.model.requests)
         failures = [failure for one in played for group in one.groups for failure in group.failures]
-        raw = await replay(requests, worker=worker, concurrency=setting.concurrency)
+        raw = await replay(requests, worker=worker, concurrency=setting.concurrency, seeded=setting.seeded)
         tokens = sum(request.sampled for request in requests)
         return {
             "setting": setting.name,
