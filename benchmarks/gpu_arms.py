@@ -2,16 +2,15 @@
 at a time, within a time that they share.
 
     art-mcp prepare MODEL PREPARED
-    python -m benchmarks.gpu_arms weak   --model PREPARED --out OUT --limit 1500
-    python -m benchmarks.gpu_arms speed  --model PREPARED --out OUT --limit 400
-    python -m benchmarks.gpu_arms weak   --model PREPARED --out OUT --limit 1500 --fastest
-    python -m benchmarks.gpu_arms others --model PREPARED --out OUT --limit 510
+    python -m benchmarks.gpu_arms weak   --model PREPARED --out OUT --limit 1800
+    python -m benchmarks.gpu_arms others --model PREPARED --out OUT --limit 900
+    python -m benchmarks.gpu_arms speed  --model PREPARED --out OUT --limit 300
 
-`weak` is the two halves of three seeds from a weak start and of their control; `speed` what graphs, more vLLM servers and turns
-without seeds bring to the first seed's rollouts, and the test of gradients; `others` a second control, the main line, and
-rewards alone. Where there are fewer GPUs than arms, they wait for each other, in this order; the next one's engine starts while
-the last one's answers are evaluated. Each writes OUT/ARM.log and OUT/ARM/result.json, those of `speed`
-OUT/ARM/rollout_speed.json. What OUT has already is not run again.
+`weak` is the two halves of three seeds from a weak start and of their control; `others` a second control, the main line,
+rewards alone, and the test of gradients; `speed` what graphs and vLLM servers bring to the first seed's rollouts. Where there
+are fewer GPUs than arms, they wait for each other, in this order; the next one's engine starts while the last one's answers are
+evaluated. Each writes OUT/ARM.log and OUT/ARM/result.json, those of `speed` OUT/ARM/rollout_speed.json. What OUT has already is
+not run again.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 
 from art_mcp.child import launch_command
 
@@ -42,13 +40,12 @@ ALONE = (
     "--trainer torch --warm-start 0 --lenient --progress 0.3 --groups 32 --rollouts 8 --seconds 300 --learning-rate 1e-4 "
     "--eval-n 500 --no-before"
 )
-SHORT = "--trainer unsloth --warm-start 512 --seconds 40 --reserve 45 --eval-n 50 --no-before"
+SHORT = "--trainer unsloth --warm-start 512 --seconds 40 --reserve 45 --eval-n 50 --no-before --no-beyond"
 GRADIENTS = "tests/gpu/test_gradients.py -k 'not every_token'"
-SPEED = "--resume OUT/weak-1-first/saved --settings 64x8@512AA,64x8@512AAN --rounds 2"
-GRAPHS = """--engine-args '{"compilation_config": {"mode": 0, "cudagraph_mode": "FULL", \
-"cudagraph_capture_sizes": [1, 8, 32, 64, 128, 192, 256, 384, 512, 768, 1024]}}'"""
-"""CUDA graphs of steps that begin requests too, which FlashAttention 3 can, without compiling anything. Nearly every step of
-rollouts over tools begins some, of few tokens that are not in the prefix cache."""
+SPEED = "--resume OUT/weak-1-first/saved --settings 64x8@512AA --rounds 2"
+DECODING = """--engine-args '{"compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", \
+"cudagraph_capture_sizes": [1, 8, 32, 64, 128, 192, 256, 384, 512]}}'"""
+"""CUDA graphs of steps in which no request begins, which was the fast start of earlier sessions."""
 SPARE = 12.0
 """Seconds of the limit that an arm is not given: for its end."""
 LEFT = ("evaluating", "finished")
@@ -114,27 +111,16 @@ ARMS = {
         Arm("main-unsloth", f"{MAIN} --trainer unsloth --seed 8"),
         Arm("main-torch", f"{MAIN} --trainer torch --seed 10"),
         Arm("rewards-alone", f"{ALONE} --seed 1"),
+        Arm("gradients", SHORT, tested=GRADIENTS),
     ],
     "speed": [
         speed_of("speed-3", "--engine-replicas 3"),
-        speed_of("speed-3-graphs", f"--engine-replicas 3 {GRAPHS}"),
-        speed_of("speed-5-graphs", f"--engine-replicas 5 {GRAPHS}"),
-        Arm("gradients", SHORT, tested=GRADIENTS),
+        speed_of("speed-3-decoding", f"--engine-replicas 3 {DECODING}"),
+        speed_of("speed-1", "--engine-replicas 1"),
+        speed_of("speed-5", "--engine-replicas 5"),
     ],
 }
 ALL = {arm.name: arm for arms in ARMS.values() for arm in arms}
-
-
-def fastest(out: Path) -> str:
-    """The engine's options in the run of `speed` that played the most tokens a second; none where nothing was measured."""
-    found: dict[str, list[float]] = {}
-    for arm in ARMS["speed"]:
-        path = out / arm.name / "rollout_speed.json"
-        rows = json.loads(path.read_text()).get("measured", []) if path.is_file() else []
-        for row in (one for one in rows if not one.get("warm_up")):
-            options = arm.options.removeprefix(SPEED) + " --no-seeds" * row["setting"].endswith("N")
-            found.setdefault(options, []).append(row["tokens_per_second"])
-    return max(found, key=lambda options: fmean(found[options]), default="")
 
 
 def gpus() -> list[str]:
@@ -214,18 +200,12 @@ def main() -> int:
     parser.add_argument("arms", choices=ARMS, help="which runs")
     parser.add_argument("--only", nargs="*", default=(), metavar="ARM", help="of these, only so called ones")
     parser.add_argument("--more", default="", metavar="OPTIONS", help="for each run, such as '--engine-replicas 5'")
-    parser.add_argument(
-        "--fastest", action="store_true", help="with the engine's options that were the fastest of OUT's `speed`"
-    )
     parser.add_argument("--model", type=Path, required=True, help="the folder that `art-mcp prepare` wrote")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--limit", type=float, default=575.0, help="seconds for all, the start included")
     given = parser.parse_args()
     given.model, given.out = given.model.resolve(), given.out.resolve()
     given.out.mkdir(parents=True, exist_ok=True)
-    if given.fastest:
-        given.more = f"{fastest(given.out)} {given.more}"
-        print(f"engine: {given.more}", flush=True)
     chosen = [arm for arm in ARMS[given.arms] if not given.only or arm.name in given.only]
     if unknown := set(given.only) - {arm.name for arm in chosen}:
         parser.error(f"{given.arms} has no {', '.join(sorted(unknown))}, but {', '.join(arm.name for arm in ARMS[given.arms])}")

@@ -169,19 +169,13 @@ async def samples_of_a_step(run: Run) -> list[Sample]:
 async def compare_with_raw(run: Run) -> None:
     """The last step's requests again, without tools: what the rollouts could have been.
 
-    `raw` are the requests as they were asked, with seeds or without, `raw_otherwise` without or with. `rollout_to_raw` is the
-    speed of the last step's rollouts; where steps overlap, that of all rollouts while the loop waited for some, the first step
-    apart. `training_to_raw` is that of the whole of reinforcement learning, training and all.
+    `rollout_to_raw` is the speed of the last step's rollouts; where steps overlap, that of all rollouts while the loop waited
+    for some, the first step apart. `training_to_raw` is that of the whole of reinforcement learning, training and all.
     """
     given, learned, row = run.arguments, run.report.values.get("reinforcement", {}), (run.curve.rows or [{}])[-1]
     if given.engine != "vllm" or given.control != "none" or not run.model.requests or "seconds_rollout" not in row:
         return  # a control's time goes to its questions
-    worker, seeded = run.backend.sampler(run.model), not given.no_seeds
-    raw, otherwise = [
-        await replay(list(run.model.requests), worker=worker, concurrency=given.concurrency, seeded=each)
-        for each in (seeded, not seeded)
-    ]
-    run.report.add(raw_otherwise=otherwise)
+    raw = await replay(list(run.model.requests), worker=run.backend.sampler(run.model), concurrency=given.concurrency)
     whole, fastest = learned["tokens_per_second"], raw["tokens_per_second"]
     ours = waiting_rate(run.curve.rows) if given.overlap else row["sampled_tokens"] / row["seconds_rollout"]
     run.report.add(raw=raw, training_tokens_per_second=whole, training_to_raw=whole / fastest)

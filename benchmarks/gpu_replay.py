@@ -74,7 +74,7 @@ def cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-async def replay(requests: Sequence[Request], *, worker: Any, concurrency: int, seeded: bool = True) -> dict[str, float]:
+async def replay(requests: Sequence[Request], *, worker: Any, concurrency: int) -> dict[str, float]:
     """The requests again, in the order in which they began, straight to vLLM's port, through the engine's own door; in turn
     where there are several servers."""
     await worker.ready()
@@ -89,8 +89,7 @@ async def replay(requests: Sequence[Request], *, worker: Any, concurrency: int, 
         connections = servers[number % len(servers)]
         for request in waiting:
             params = SamplingParams(request.sampled, 1.0, request.seed)
-            asked = door.ask(name, request.token_ids, params=params, stop=frozenset(), step=0, seeded=seeded)
-            values = {**asked, "cache_salt": salt}
+            values = {**door.ask(name, request.token_ids, params=params, stop=frozenset(), step=0), "cache_salt": salt}
             status, body = await connections.post(door.path, values)
             if status != 200:
                 failed.append(body[:200].decode(errors="replace"))

@@ -5,8 +5,8 @@ whether the next batch begins before this one ends; nothing is trained.
 
 A setting is GROUPSxROLLOUTS@CONCURRENCY, with `L` for the longest conversations first (by the mean of their condition and
 level, as measured in a first batch), with `A` for the next of three batches beginning in the places that this one leaves, `AA`
-for the next two, with `N` where turns have no seeds and vLLM draws them all at once. Each setting has questions of its own.
-Raw: the requests of a setting once more, as many in flight, without tools (`gpu_replay`).
+for the next two. Each setting has questions of its own. Raw: the requests of a setting once more, as many in flight, without
+tools (`gpu_replay`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -44,23 +44,16 @@ class Setting:
     concurrency: int
     longest_first: bool
     ahead: int
-    seeded: bool
 
 
 def read_setting(text: str) -> Setting:
-    found = re.fullmatch(r"(\d+)x(\d+)@(\d+)(L?)(A*)(N?)", text)
+    found = re.fullmatch(r"(\d+)x(\d+)@(\d+)(L?)(A*)", text)
     if found is None:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no setting: write GROUPSxROLLOUTS@CONCURRENCY, then any of L, A or AA, and N, in this order"
+            f"{text!r} is no setting: write GROUPSxROLLOUTS@CONCURRENCY, then L or nothing, then A, AA or nothing"
         )
-    groups, rollouts, concurrency, longest, ahead, unseeded = found.groups()
-    return Setting(text, int(groups), int(rollouts), int(concurrency), bool(longest), len(ahead), not unseeded)
-
-
-def draw_seeded(engine: Any, *, seeded: bool) -> None:
-    """Whether the turns of a vLLM engine, or of each of several, have seeds from now on."""
-    for one in getattr(engine, "engines", [engine]):
-        one._settings = replace(one._settings, seeded=seeded)
+    groups, rollouts, concurrency, longest, ahead = found.groups()
+    return Setting(text, int(groups), int(rollouts), int(concurrency), bool(longest), len(ahead))
 
 
 @dataclass(slots=True)
@@ -110,8 +103,6 @@ class Player:
         first, self.step = self.step, self.step + batches
         places = places_of(setting.concurrency)
         self.model.requests.clear()
-        worker: Any = self.model.backend.sampler(self.model)
-        draw_seeded(worker.engine, seeded=setting.seeded)
         began, cpu = time.monotonic(), cpu_seconds()
         async with open_rounds(
             lambda step, places: self.play(setting, step, places),
@@ -124,7 +115,8 @@ class Player:
         seconds, used, lap = time.monotonic() - began, cpu_seconds() - cpu, places.lap()
         requests = list(self.model.requests)
         failures = [failure for one in played for group in one.groups for failure in group.failures]
-        raw = await replay(requests, worker=worker, concurrency=setting.concurrency, seeded=setting.seeded)
+        worker = self.model.backend.sampler(self.model)
+        raw = await replay(requests, worker=worker, concurrency=setting.concurrency)
         tokens = sum(request.sampled for request in requests)
         return {
             "setting": setting.name,

@@ -21,7 +21,6 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--engine-python", help="the interpreter of an environment that has vLLM")
     parser.add_argument("--memory-share", type=float, default=0.45, help="of the free GPU memory, for vLLM")
     parser.add_argument("--engine-replicas", type=int, default=1, help="vLLM servers that share the memory")
-    parser.add_argument("--no-seeds", action="store_true", help="leave the draws to vLLM")
     parser.add_argument("--in-process", action="store_true")
     parser.add_argument("--load-in-4bit", action="store_true")
     parser.add_argument("--dtype", default="auto")
@@ -51,7 +50,6 @@ def make_backend(arguments: argparse.Namespace) -> Any:
         engine_args=args,
         memory_share=arguments.memory_share,
         engine_replicas=arguments.engine_replicas,
-        engine_seeds=not arguments.no_seeds,
         trainer=arguments.trainer,
         in_process=arguments.in_process,
     )

@@ -65,8 +65,7 @@ class LocalBackend:
     of LoRA adapters start at the same time, not one after the other; default: where the GPU is known to hold both.
     `engine_replicas`: vLLM servers that share its memory. One server is bound by one core's Python: for models under 1.5 B on a
     machine with 8 cores or more, two or three sample more tokens a second; each costs memory for the weights and a start of
-    its own, so that the default is one. `engine_seeds`: each turn is drawn with a seed of its own, so that the same seed plays
-    much the same run; vLLM makes such draws one by one. False leaves them to it.
+    its own, so that the default is one.
 
     `trainer`: "torch", or "unsloth", the default where it is installed, for LoRA beside vLLM.
 
@@ -89,7 +88,6 @@ class LocalBackend:
         start: Literal["fast", "full"] = "fast",
         memory_share: float = 0.45,
         engine_replicas: int = 1,
-        engine_seeds: bool = True,
         trainer: TrainerName | None = None,
         weave: str | bool = False,
         together: bool | None = None,
@@ -98,13 +96,7 @@ class LocalBackend:
         self._settings = Settings(deterministic, max_batch, threads)
         self._engine: EngineName | None = engine or ("vllm" if engine_python else None)
         self._vllm = VllmSettings(
-            engine_python,
-            engine_args or {},
-            start,
-            memory_share,
-            together=together,
-            replicas=engine_replicas,
-            seeded=engine_seeds,
+            engine_python, engine_args or {}, start, memory_share, together=together, replicas=engine_replicas
         )
         self._trainer: TrainerName | None = trainer
         self._check_engine()
@@ -158,10 +150,6 @@ class LocalBackend:
             )
         if self._engine == "transformers" and self._vllm.args:
             raise ConfigError("engine_args are vLLM's; the transformers engine has none")
-        if self._engine == "transformers" and not self._vllm.seeded:
-            raise ConfigError(
-                "engine_seeds=False is for vLLM: the transformers engine draws each turn with its own seed at no cost"
-            )
         if self._vllm.replicas < 1 or (self._engine == "transformers" and self._vllm.replicas > 1):
             raise ConfigError(f"engine_replicas={self._vllm.replicas}: vLLM has one or more, the transformers engine is one")
 

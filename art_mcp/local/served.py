@@ -27,6 +27,10 @@ PATIENCE_SECONDS = 10.0
 ANSWER_SECONDS = 1.0
 """Answers are handed on after so long: their tools may take longer than a large model's weights, and can run meanwhile."""
 
+APART = 0.1
+"""Nats a token between the engine's log probabilities and the trainer's, in the mean of a step, from which the engine is taken
+to compute something else. In half precision .002 to .02 is usual, .03 where the policy changes fast and rollouts are two steps
+old; an engine with wrong graphs was .3 apart (docs/results/2026-11-28-gpu-thirteenth.md)."""
 CLOSE_SECONDS = 10.0
 """How long closing waits for a step that is under way, which fails when its trainer is gone."""
 
@@ -89,6 +93,7 @@ class ServedWorker:
         self._changing = asyncio.Lock()
         self._turns, self._answers = Gate(), Gate()
         self._publishing: asyncio.Task[None] | None = None
+        self._told_apart = False
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -158,7 +163,19 @@ class ServedWorker:
                 metrics |= await self._publish()
             except EngineError as failure:
                 say(f"step {self.step} is not published yet: {failure}")
-        return {**metrics, "seconds_publish": monotonic() - began}
+            seconds = monotonic() - began
+        self._tell_if_apart(metrics.get("mismatch", 0.0))
+        return {**metrics, "seconds_publish": seconds}
+
+    def _tell_if_apart(self, mismatch: float) -> None:
+        """Once: whoever trains on what this engine did not sample knows why."""
+        if mismatch > APART and not self._told_apart:
+            self._told_apart = True
+            say(
+                f"note: the sampled tokens' log probabilities are {mismatch:.2f} nats from the trainer's in the mean, where 0.02 "
+                "is much: if this engine has just sampled them, it computes something else than is trained; try it without "
+                "engine_args, or with enforce_eager"
+            )
 
     async def _imitate(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
         async with self._changing:

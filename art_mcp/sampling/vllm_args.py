@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,13 +25,22 @@ OURS = {
     *("served_model_name", "enable_lora", "max_loras", "logprobs_mode", "generation_config", "return_tokens_as_token_ids"),
 }
 """Options on which the client, or what a logprob means, depends."""
+GRAPH_OPTIONS = {"enforce_eager", "compilation_config", "optimization_level", "cudagraph_capture_sizes"}
+"""With one of these a user has an idea of compilation and graphs."""
 CPU_CACHE_BYTES = 4 * 2**30
 """The most that keys and values take where there is no GPU."""
 WORKING_MEMORY = 2048
 """MiB of a GPU that a server takes beside weights, keys and values: its context, activations, graphs."""
 GRAPH_SIZES = (1, 8, 32, 64, 128, 192, 256, 384)
-"""Batch sizes whose decoding step is recorded as a CUDA graph by a fast start; sizes in between are padded."""
-FAST = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
+"""Tokens of a step that is recorded as a CUDA graph by a fast start; sizes in between are padded."""
+DECODING = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
+"""A fast start: nothing is compiled, and a step in which no request begins is a graph."""
+EVERY_STEP = {"mode": 0, "cudagraph_mode": "FULL_AND_PIECEWISE"}
+"""The same where the installed version has BREAKABLE: a step in which requests begin, as nearly each of rollouts over tools is,
+is graphs too, between its attentions, and nearly twice as many tokens a second are sampled. Not FULL: with adapters, vLLM
+0.25.1 computes wrong logits and NaN then (both in docs/results/2026-11-28-gpu-thirteenth.md)."""
+BREAKABLE = "VLLM_USE_BREAKABLE_CUDAGRAPH"
+"""In vLLM's environment, "1": graphs are cut where the model calls its attention, and nothing need be compiled for that."""
 LIST_OPTIONS = """
 import json, sys
 try:
@@ -45,13 +54,14 @@ sys.stdout.write("\\n" + json.dumps(sorted(names)))
 """
 TOKENS_OPTION = "--enable-scale-out"
 """Opens the door for tokens alone, in versions that keep it shut otherwise."""
-FIND_OPTION = """
+FIND = """
 import importlib.util, json, pathlib, sys
 spec = importlib.util.find_spec("vllm")
-folders = [pathlib.Path(place) / "entrypoints" for place in (spec.submodule_search_locations if spec else ())]
-files = [folder / part / "cli_args.py" for folder in folders for part in ("launchers", "openai")]
-known = any(b"enable_scale_out:" in file.read_bytes() for file in files if file.is_file())
-sys.stdout.write("\\n" + json.dumps(["--enable-scale-out"] if known else []))
+folders = [pathlib.Path(place) for place in (spec.submodule_search_locations if spec else ())]
+parts = ("envs.py", "entrypoints/launchers/cli_args.py", "entrypoints/openai/cli_args.py")
+text = b"".join(file.read_bytes() for folder in folders for file in map(folder.joinpath, parts) if file.is_file())
+named = {"--enable-scale-out": b"enable_scale_out:", "VLLM_USE_BREAKABLE_CUDAGRAPH": b"VLLM_USE_BREAKABLE_CUDAGRAPH:"}
+sys.stdout.write("\\n" + json.dumps([name for name, words in named.items() if words in text]))
 """
 """Read, not imported: that would take half a minute."""
 
@@ -65,7 +75,7 @@ class VllmSettings:
     `memory_share`: of the GPU memory that is free when it starts; `replicas` servers divide it among them. `cache_bytes`: what
     keys and values of each take of it (None: what vLLM measures to be left of its share, which is wrong where somebody else
     takes memory while it measures). `together`: whether it starts while a trainer of adapters loads (None: where a GPU is known
-    to hold both, and without a GPU). `seeded`: each turn is drawn with its own seed; vLLM draws such turns one by one.
+    to hold both, and without a GPU).
     """
 
     python: str | None = None
@@ -75,11 +85,11 @@ class VllmSettings:
     cache_bytes: int | None = None
     together: bool | None = None
     replicas: int = 1
-    seeded: bool = True
 
-    def told(self) -> dict[str, Any]:
-        """What a run's record says of them."""
-        return {"engine_args": dict(self.args), "engine_seeds": self.seeded}
+    @property
+    def asked(self) -> dict[str, Any]:
+        """`args` by the names that vLLM's own parser uses."""
+        return {name.removeprefix("--").replace("-", "_"): value for name, value in self.args.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,19 +111,21 @@ class Served:
 
 
 def vllm_command(
-    served: Served, settings: VllmSettings, *, port: int, memory: Memory | None, opens_tokens: bool = False
+    served: Served, settings: VllmSettings, *, port: int, memory: Memory | None, known: Collection[str] = ()
 ) -> list[str]:
-    """The server's command line. `memory` None: there is no GPU. `opens_tokens`: the installed version has TOKENS_OPTION.
-    Raises ConfigError for an option that is not for users."""
-    asked = {name.removeprefix("--").replace("-", "_"): value for name, value in settings.args.items()}
+    """The server's command line. `memory` None: there is no GPU. `known`: what FIND finds in the installed version. Raises
+    ConfigError for an option that is not for users."""
+    asked = settings.asked
     forbidden = sorted(OURS & asked.keys())
     if forbidden:
         raise ConfigError(f"engine argument {forbidden[0]!r} is not for users: sampling and publishing depend on its value")
-    options = {**our_options(served, port=port), **speed_options(settings, asked, gpu=memory is not None)}
-    if opens_tokens:
+    gpu = memory is not None
+    options = {
+        **our_options(served, port=port),
+        **speed_options(settings, gpu=gpu, every_step=records_every_step(served, settings, gpu=gpu, known=known)),
+    }
+    if TOKENS_OPTION in known:
         options[TOKENS_OPTION.removeprefix("--").replace("-", "_")] = True
-    if not settings.seeded:
-        options["seed"] = port  # else all servers draw alike, and the next ones again
     options |= memory_options(settings, memory, weights=weights_of(served.model)) | asked
     python = settings.python or sys.executable
     return [python, "-m", "vllm.entrypoints.openai.api_server", *(word for item in options.items() for word in words_of(*item))]
@@ -147,18 +159,25 @@ def allowed_rank(rank: int) -> int:
     raise ConfigError(f"vLLM serves adapters up to rank {LORA_RANKS[-1]}, not {rank}")
 
 
-def speed_options(settings: VllmSettings, asked: Mapping[str, Any], *, gpu: bool) -> dict[str, Any]:
-    """For a fast start, unless `asked` has its own idea."""
+def records_every_step(served: Served, settings: VllmSettings, *, gpu: bool, known: Collection[str]) -> bool:
+    """Whether a fast start records EVERY_STEP: with adapters, as measured, unless the user's options or environment have their
+    own idea."""
+    ours = gpu and settings.start == "fast" and not GRAPH_OPTIONS & settings.asked.keys()
+    return ours and served.lora_rank is not None and BREAKABLE in known and os.environ.get(BREAKABLE, "1") == "1"
+
+
+def speed_options(settings: VllmSettings, *, gpu: bool, every_step: bool) -> dict[str, Any]:
+    """For a fast start, unless the user's options have their own idea."""
     # vLLM 0.32 on a CPU dies of a seeded request whose prompt it takes in pieces ("CPU Generator does not use offset")
     options: dict[str, Any] = {"max_num_seqs": 512} if gpu else {"max_num_seqs": 128, "enable_chunked_prefill": False}
-    chosen = {"enforce_eager", "compilation_config", "optimization_level", "cudagraph_capture_sizes"} & asked.keys()
-    if settings.start == "full" or chosen:
+    if settings.start == "full" or GRAPH_OPTIONS & settings.asked.keys():
         return options
     if not gpu:
         return options | {"enforce_eager": True}
-    most = int(asked.get("max_num_seqs", options["max_num_seqs"]))
-    sizes = sorted({*(size for size in GRAPH_SIZES if size < most), most})
-    return options | {"compilation_config": {**FAST, "cudagraph_capture_sizes": sizes}}
+    most = int(settings.asked.get("max_num_seqs", options["max_num_seqs"]))
+    beginning = {most * 3 // 2, most * 2} if every_step else set[int]()  # requests that begin have several tokens each
+    sizes = sorted({*(size for size in GRAPH_SIZES if size < most), most, *beginning})
+    return options | {"compilation_config": {**(EVERY_STEP if every_step else DECODING), "cudagraph_capture_sizes": sizes}}
 
 
 def memory_options(settings: VllmSettings, memory: Memory | None, *, weights: int | None) -> dict[str, Any]:
@@ -211,7 +230,7 @@ def words_of(name: str, value: Any) -> list[str]:
     return [option] if value is None else [option, str(value)]
 
 
-def vllm_environment(*, key: str, cache: Path, full_weights: bool, gpu: bool) -> dict[str, str]:
+def vllm_environment(*, key: str, cache: Path, full_weights: bool, gpu: bool, every_step: bool = False) -> dict[str, str]:
     """Our environment with what vLLM reads from its own. The switches with which weights are replaced open doors that only
     a server on loopback with a key may have. On a GPU one CPU thread, where the environment does not say how many: an adapter's
     tensors are small, and as many threads as there are cores, in every engine, wait for each other over each of them. (vLLM
@@ -224,7 +243,8 @@ def vllm_environment(*, key: str, cache: Path, full_weights: bool, gpu: bool) ->
         "VLLM_SERVER_DEV_MODE": "1" if full_weights else "0",
     }
     threads = {"OMP_NUM_THREADS": "1"} if gpu else {}
-    return {"VLLM_CACHE_ROOT": str(cache), **threads, **os.environ, **ours}
+    graphs = {BREAKABLE: "1"} if every_step else {}
+    return {"VLLM_CACHE_ROOT": str(cache), **threads, **graphs, **os.environ, **ours}
 
 
 def cache_folder() -> Path:

@@ -120,7 +120,7 @@ class VllmEngine:
         try:
             name = str(version.policy) if self._adapters else self._served.name
             limited = replace(params, max_tokens=min(params.max_tokens, room))
-            asked = door.ask(name, token_ids, params=limited, stop=stop, step=version.policy.step, seeded=self._settings.seeded)
+            asked = door.ask(name, token_ids, params=limited, stop=stop, step=version.policy.step)
             answer = await self._post(door.path, asked)
         finally:
             await self._leave(version)
@@ -173,7 +173,11 @@ class VllmEngine:
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             self._doubtful = True
             raise EngineError(f"vLLM failed: {complaint(body)}: {self.server.last_words()}")
-        raise EngineError(f"vLLM refused {path}: {complaint(body)}")
+        if (said := complaint(body)).endswith(": nan"):
+            raise EngineError(
+                f"vLLM computed logprobs that are no numbers ({said}): look at engine_args, or the model's weights"
+            )
+        raise EngineError(f"vLLM refused {path}: {said}")
 
     async def _load(self, version: Version) -> None:
         name = str(version.policy)
@@ -294,7 +298,7 @@ class VllmEngine:
         self.facts = {
             "engine": "vllm",
             "vllm": json.loads(version)["version"],
-            **self._settings.told(),
+            "engine_args": dict(self._settings.args),
             "engine_command": self.server.command,
             "engine_door": self._door.path,
         }

@@ -23,16 +23,15 @@ class Door:
 
 
 def ask_completion(
-    model: str, token_ids: Sequence[int], *, params: SamplingParams, stop: frozenset[int], step: int, seeded: bool = True
+    model: str, token_ids: Sequence[int], *, params: SamplingParams, stop: frozenset[int], step: int
 ) -> dict[str, Any]:
-    """The body for /v1/completions: tokens in, tokens and logprobs out, under `model`, whose weights are those of `step`. Where
-    it is not `seeded`, the draw is the server's own."""
+    """The body for /v1/completions: tokens in, tokens and logprobs out, under `model`, whose weights are those of `step`."""
     return {
         "model": model,
         "prompt": list(token_ids),
         "max_tokens": params.max_tokens,
         "temperature": params.temperature,
-        "seed": params.seed if seeded else None,
+        "seed": params.seed,
         # only what is asked for ends a turn, whatever the model's own configuration says
         "stop_token_ids": sorted(stop),
         "ignore_eos": True,
@@ -54,7 +53,7 @@ def read_completion(answer: Mapping[str, Any], step: int) -> Completion:
 
 
 def ask_tokens(
-    model: str, token_ids: Sequence[int], *, params: SamplingParams, stop: frozenset[int], step: int, seeded: bool = True
+    model: str, token_ids: Sequence[int], *, params: SamplingParams, stop: frozenset[int], step: int
 ) -> dict[str, Any]:
     """The same for /inference/v1/generate, which makes no strings at all."""
     return {
@@ -63,7 +62,7 @@ def ask_tokens(
         "sampling_params": {
             "max_tokens": params.max_tokens,
             "temperature": params.temperature,
-            "seed": params.seed if seeded else None,
+            "seed": params.seed,
             "stop_token_ids": sorted(stop),
             "ignore_eos": True,
             "logprobs": 0,

@@ -22,8 +22,7 @@ import anyio
 from art_mcp.child import launch_command, signal_name
 from art_mcp.errors import ConfigError, EngineError, boundary
 from art_mcp.sampling.vllm_args import (
-    FIND_OPTION,
-    TOKENS_OPTION,
+    FIND,
     Memory,
     Served,
     VllmSettings,
@@ -32,6 +31,7 @@ from art_mcp.sampling.vllm_args import (
     complaint_about,
     gpu_memory,
     list_options,
+    records_every_step,
     vllm_command,
     vllm_environment,
 )
@@ -196,11 +196,15 @@ class VllmServer:
         if memory is not None:
             memory = again(self._memory, memory, self._settings) if self._memory is not None else memory
             self._memory = self._memory or memory
-        opens_tokens = TOKENS_OPTION in list_options(self._settings, FIND_OPTION)
-        port = self.connections.port
-        self.command = vllm_command(served, self._settings, port=port, memory=memory, opens_tokens=opens_tokens)
-        full_weights = served.lora_rank is None
-        environment = vllm_environment(key=self._key, cache=cache, full_weights=full_weights, gpu=self.gpu)
+        known = list_options(self._settings, FIND)
+        self.command = vllm_command(served, self._settings, port=self.connections.port, memory=memory, known=known)
+        environment = vllm_environment(
+            key=self._key,
+            cache=cache,
+            full_weights=served.lora_rank is None,
+            gpu=self.gpu,
+            every_step=records_every_step(served, self._settings, gpu=self.gpu, known=known),
+        )
         command, args = launch_command(self.command[0], self.command[1:])
         with self.log.open("wb") as log:
             # in a session of its own: Ctrl-C reaches us alone, and the server lives until the last checkpoint is written

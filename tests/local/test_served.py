@@ -13,7 +13,7 @@ from toys import draw_tokens, save_toy
 from art_mcp import LocalBackend, TrainableModel
 from art_mcp.errors import ConfigError, EngineError, ModelError
 from art_mcp.local.models import base_of
-from art_mcp.local.served import open_served
+from art_mcp.local.served import APART, open_served
 from art_mcp.local.worker import Settings, Worker
 from art_mcp.sampling.vllm_args import VllmSettings
 from art_mcp.types import LoraSpec, ModelSpec, Sample, SamplingParams, TrainConfig
@@ -113,6 +113,26 @@ async def test_no_turn_begins_while_weights_are_published_and_the_next_is_of_the
         turn, *_ = await asyncio.gather(*waiting)
         assert turn.span.policy_version == 1
         assert (await step)["seconds_publish"] > 0
+    finally:
+        await worker.close()
+
+
+async def test_an_engine_that_computes_something_else_than_is_trained_is_told_once(python, toy, capsys):
+    worker = await served(python, ModelSpec(source=toy, lora=LoraSpec(rank=4)))
+    try:
+        on = (False,) * len(PROMPT) + (True,)
+
+        async def learn(logprob):
+            metrics = await worker.train([Sample((*PROMPT, 5), on, (0.0,) * len(PROMPT) + (logprob,), 1.0)], CONFIG)
+            return metrics["mismatch"], "nats from the trainer's" in capsys.readouterr().err
+
+        first, told = await learn(-1.0)  # of 768 tokens in a model that knows nothing: the trainer's is far below
+        assert (first > 1, told) == (True, True)
+        second, told = await learn(-1.0)
+        assert (second > 1, told) == (True, False)
+        worker._told_apart = False
+        third, told = await learn(-1.0 - second)
+        assert (third < APART, told) == (True, False)
     finally:
         await worker.close()
 
@@ -387,14 +407,12 @@ async def test_a_server_that_does_not_start_leaves_nothing_behind(python, tmp_pa
 
 
 async def test_the_backend_serves_through_the_interpreter_that_has_vllm(python, toy):
-    options = {"engine_args": {"max_num_seqs": 7}, "engine_seeds": False}
-    async with LocalBackend(engine_python=python, **options, in_process=True, threads=1) as backend:
+    async with LocalBackend(engine_python=python, engine_args={"max_num_seqs": 7}, in_process=True, threads=1) as backend:
         model = TrainableModel(name="toy", base_model=toy, lora=LoraSpec(rank=4))
         await model.register(backend)
         assert (await draw(model.sampler())).span.policy_version == 0
         facts = backend.facts(model)
         assert (facts["engine"], facts["vllm"], facts["engine_args"]) == ("vllm", "0.32.0", {"max_num_seqs": 7})
-        assert facts["engine_seeds"] is False
         assert facts["lora"] == {"rank": 4, "alpha": 32}
 
 
@@ -414,7 +432,6 @@ async def test_without_a_gpu_the_engine_is_transformers(toy):
         ({"engine": "transformers", "engine_args": {"max_num_seqs": 7}}, "engine_args are vLLM's"),
         ({"engine": "transformers", "engine_replicas": 2}, "the transformers engine is one"),
         ({"engine_python": "python", "engine_replicas": 0}, "vLLM has one or more"),
-        ({"engine": "transformers", "engine_seeds": False}, "engine_seeds=False is for vLLM"),
     ],
 )
 def test_choices_that_cannot_be_had_are_refused_at_once(choice, reason):

@@ -303,16 +303,6 @@ async def test_full_weights_in_bfloat16_are_sampled_as_they_are_trained():
         assert found[1] < 1.5 * found[0] + 1e-3
 
 
-async def test_without_seeds_the_draws_are_vllms_own_and_their_logprobs_as_true(model, monkeypatch):
-    worker = model.sampler()
-    seeded = [await draw(worker, seed=5) for _ in range(2)]
-    monkeypatch.setattr(worker.engine, "_settings", replace(worker.engine._settings, seeded=False))
-    free = [await draw(worker, seed=5) for _ in range(4)]
-    assert seeded[0].span.token_ids == seeded[1].span.token_ids
-    assert len({one.span.token_ids for one in free}) > 1
-    assert max(difference(worker, one.span) for one in free) < BOUND
-
-
 async def test_two_servers_are_one_engine_and_each_is_started_anew_alone():
     async with LocalBackend(engine_python=str(PYTHON), engine_args=SMALL, engine_replicas=2, threads=1) as backend:
         model = TrainableModel(name="policy", lora=LoraSpec(rank=8))

@@ -71,6 +71,8 @@ class Fake:
             return self.refusal(400, "BadRequestError", f"Token id {max(prompt)} is out of vocabulary")
         if max(prompt) == 999:
             return self.refusal(500, "InternalServerError", "EngineCore encountered an issue.")
+        if max(prompt) == 998:
+            return self.refusal(400, "BadRequestError", "Out of range float values are not JSON compliant: nan")
         self.told.append(f"begin {model}")
         await self.free.wait()
         self.told.append(f"end {model}")

@@ -19,7 +19,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="api_server.py")
     for name in ("model", "served-model-name", "host", "dtype", "logprobs-mode", "generation-config", "compilation-config"):
         parser.add_argument(f"--{name}")
-    for name in ("seed", "port", "max-loras", "max-lora-rank", "max-num-seqs", "kv-cache-memory-bytes"):
+    for name in ("port", "max-loras", "max-lora-rank", "max-num-seqs", "kv-cache-memory-bytes"):
         parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--gpu-memory-utilization", type=float)
     for name in ("enable-lora", "enforce-eager", "enable-prefix-caching", "disable-uvicorn-access-log", "disable-log-stats"):

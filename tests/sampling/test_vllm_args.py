@@ -2,18 +2,24 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from art_mcp.errors import ConfigError
 from art_mcp.sampling.vllm_args import (
+    BREAKABLE,
+    FIND,
+    TOKENS_OPTION,
     Memory,
     Served,
     VllmSettings,
     again,
     cache_folder,
     gpu_memory,
+    list_options,
+    records_every_step,
     vllm_command,
     vllm_environment,
     words_of,
@@ -23,8 +29,12 @@ ADAPTERS = Served("policy", "/models/base", "bfloat16", lora_rank=16)
 GPU = Memory(free=70_000, total=80_000)
 
 
-def command(*, settings=None, served=ADAPTERS, memory=GPU):
-    return vllm_command(served, settings or VllmSettings(), port=4000, memory=memory)
+def command(*, settings=None, served=ADAPTERS, memory=GPU, known=()):
+    return vllm_command(served, settings or VllmSettings(), port=4000, memory=memory, known=known)
+
+
+def records(served, *, settings=None, gpu=True, known=(BREAKABLE,)):
+    return records_every_step(served, settings or VllmSettings(), gpu=gpu, known=known)
 
 
 def value_of(words, option):
@@ -39,12 +49,6 @@ def test_the_server_is_on_loopback_and_its_logprobs_are_those_of_the_distributio
     assert value_of(words, "--generation-config") == "vllm"  # no top_p of the model's own
     assert (value_of(words, "--model"), value_of(words, "--dtype")) == ("/models/base", "bfloat16")
     assert "--enable-prefix-caching" in words
-
-
-def test_servers_that_draw_without_seeds_have_one_each():
-    assert value_of(command(settings=VllmSettings(seeded=False)), "--seed") == "4000"
-    assert value_of(command(settings=VllmSettings(args={"seed": 7}, seeded=False)), "--seed") == "7"
-    assert "--seed" not in command()
 
 
 def test_the_key_is_in_the_environment_alone(tmp_path):
@@ -128,6 +132,50 @@ def test_a_fast_start_records_few_graphs_and_a_full_one_is_left_to_vllm():
     fewer = json.loads(value_of(command(settings=VllmSettings(args={"max_num_seqs": 100})), "--compilation-config"))
     assert fewer["cudagraph_capture_sizes"] == [1, 8, 32, 64, 100]
     assert "--compilation-config" not in command(settings=VllmSettings(start="full"))
+
+
+def test_where_graphs_can_be_cut_at_attention_those_of_an_adapters_engine_are_of_every_step(tmp_path, monkeypatch):
+    monkeypatch.delenv(BREAKABLE, raising=False)
+    graphs = json.loads(value_of(command(known=[BREAKABLE]), "--compilation-config"))
+    assert (graphs["mode"], graphs["cudagraph_mode"]) == (0, "FULL_AND_PIECEWISE")
+    assert graphs["cudagraph_capture_sizes"][-3:] == [512, 768, 1024]
+    assert records(ADAPTERS)
+    told = vllm_environment(key="k", cache=tmp_path, full_weights=False, gpu=True, every_step=True)
+    assert told[BREAKABLE] == "1"
+
+
+@pytest.mark.parametrize(
+    ("served", "args", "start", "gpu", "environment", "known"),
+    [
+        (replace(ADAPTERS, lora_rank=None), {}, "fast", True, None, [BREAKABLE]),
+        (ADAPTERS, {"enforce-eager": True}, "fast", True, None, [BREAKABLE]),
+        (ADAPTERS, {"compilation_config": {"mode": 0}}, "fast", True, None, [BREAKABLE]),
+        (ADAPTERS, {}, "full", True, None, [BREAKABLE]),
+        (ADAPTERS, {}, "fast", False, None, [BREAKABLE]),
+        (ADAPTERS, {}, "fast", True, "0", [BREAKABLE]),
+        (ADAPTERS, {}, "fast", True, None, [TOKENS_OPTION]),
+    ],
+)
+def test_elsewhere_and_against_the_users_will_they_are_not(served, args, start, gpu, environment, known, monkeypatch):
+    monkeypatch.delenv(BREAKABLE, raising=False)
+    if environment is not None:
+        monkeypatch.setenv(BREAKABLE, environment)
+    settings = VllmSettings(args=args, start=start)
+    assert not records(served, settings=settings, gpu=gpu, known=known)
+    words = command(settings=settings, served=served, memory=GPU if gpu else None, known=known)
+    assert not any("PIECEWISE" in word for word in words)
+
+
+def test_what_is_found_in_the_installed_version_is_read_from_its_files(tmp_path, monkeypatch):
+    folder = tmp_path / "vllm" / "entrypoints" / "openai"
+    folder.mkdir(parents=True)
+    (tmp_path / "vllm" / "__init__.py").write_text("raise ImportError('this takes half a minute')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert list_options(VllmSettings(), FIND) == []
+    (tmp_path / "vllm" / "envs.py").write_text("    VLLM_USE_BREAKABLE_CUDAGRAPH: bool = False\n")
+    assert list_options(VllmSettings(), FIND) == [BREAKABLE]
+    (folder / "cli_args.py").write_text("    enable_scale_out: bool = False\n")
+    assert list_options(VllmSettings(), FIND) == [TOKENS_OPTION, BREAKABLE]
 
 
 def test_the_users_options_win_over_our_choices():

@@ -257,6 +257,12 @@ async def test_a_failing_engine_is_looked_after_before_the_next_request(engine):
     assert engine.server._process.pid == before
 
 
+async def test_an_engine_that_computes_no_numbers_fails_the_request_with_what_to_look_at(engine):
+    with pytest.raises(EngineError, match=r"logprobs that are no numbers.*look at engine_args"):
+        await draw(engine, [998])
+    assert (await draw(engine)).span.policy_version == 0
+
+
 async def test_all_that_wait_for_a_start_share_its_failure_and_the_next_one_tries_again(engine, tmp_path):
     kill(engine).wait(60)
     mark = tmp_path / "base" / "broken"
