@@ -172,9 +172,9 @@ class ServedWorker:
         if mismatch > APART and not self._told_apart:
             self._told_apart = True
             say(
-                f"note: the sampled tokens' log probabilities are {mismatch:.2f} nats from the trainer's in the mean, where 0.02 "
-                "is much: if this engine has just sampled them, it computes something else than is trained; try it without "
-                "engine_args, or with enforce_eager"
+                f"note: the sampled tokens' log probabilities are {mismatch:.2f} nats from the trainer's in the mean, where "
+                "0.02 is much: if this engine has just sampled them, it computes something else than is trained; try it "
+                "without engine_args, or with enforce_eager"
             )
 
     async def _imitate(self, samples: Sequence[Sample], config: TrainConfig) -> dict[str, float]:
