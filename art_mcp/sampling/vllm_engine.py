@@ -173,11 +173,7 @@ class VllmEngine:
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             self._doubtful = True
             raise EngineError(f"vLLM failed: {complaint(body)}: {self.server.last_words()}")
-        if (said := complaint(body)).endswith(": nan"):
-            raise EngineError(
-                f"vLLM computed logprobs that are no numbers ({said}): look at engine_args, or the model's weights"
-            )
-        raise EngineError(f"vLLM refused {path}: {said}")
+        raise EngineError(f"vLLM refused {path}: {complaint(body)}")
 
     async def _load(self, version: Version) -> None:
         name = str(version.policy)

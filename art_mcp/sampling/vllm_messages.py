@@ -101,6 +101,8 @@ def serves_tokens(status: int, body: bytes) -> bool:
 def complaint(body: bytes) -> str:
     """The message of an error answer."""
     try:
-        return str(json.loads(body)["error"]["message"])
+        said = str(json.loads(body)["error"]["message"])
     except (ValueError, KeyError, TypeError):
         return body[:500].decode(errors="replace")
+    wrong = " (it computed logprobs that are no numbers: look at engine_args, and at the model's weights)"
+    return said + wrong * said.endswith(": nan")
