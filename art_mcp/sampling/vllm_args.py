@@ -37,7 +37,7 @@ DECODING = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
 """A fast start: nothing is compiled, and a step in which no request begins is a graph."""
 EVERY_STEP = {"mode": 0, "cudagraph_mode": "FULL_AND_PIECEWISE"}
 """The same where the installed version has BREAKABLE: a step in which requests begin, as nearly each of rollouts over tools is,
-is graphs too, between its attentions, and half as many tokens again are sampled in a second, or more. Not FULL: with adapters, vLLM
+is graphs too, between its attentions, and 1.5 to 2.5 times as many tokens a second are sampled. Not FULL: with adapters, vLLM
 0.25.1 computes wrong logits and NaN then (both in docs/results/2026-11-28-gpu-thirteenth.md)."""
 BREAKABLE = "VLLM_USE_BREAKABLE_CUDAGRAPH"
 """In vLLM's environment, "1": graphs are cut where the model calls its attention, and nothing need be compiled for that."""
