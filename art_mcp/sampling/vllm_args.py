@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from art_mcp.child import launch_command
 from art_mcp.errors import ConfigError
+from art_mcp.sampling import vllm_graphs
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes for --max-lora-rank."""
@@ -25,22 +26,10 @@ OURS = {
     *("served_model_name", "enable_lora", "max_loras", "logprobs_mode", "generation_config", "return_tokens_as_token_ids"),
 }
 """Options on which the client, or what a logprob means, depends."""
-GRAPH_OPTIONS = {"enforce_eager", "compilation_config", "optimization_level", "cudagraph_capture_sizes"}
-"""With one of these a user has an idea of compilation and graphs."""
 CPU_CACHE_BYTES = 4 * 2**30
 """The most that keys and values take where there is no GPU."""
 WORKING_MEMORY = 2048
 """MiB of a GPU that a server takes beside weights, keys and values: its context, activations, graphs."""
-GRAPH_SIZES = (1, 8, 32, 64, 128, 192, 256, 384)
-"""Tokens of a step that is recorded as a CUDA graph by a fast start; sizes in between are padded."""
-DECODING = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
-"""A fast start: nothing is compiled, and a step in which no request begins is a graph."""
-EVERY_STEP = {"mode": 0, "cudagraph_mode": "FULL_AND_PIECEWISE"}
-"""The same where the installed version has BREAKABLE: a step in which requests begin, as nearly each of rollouts over tools is,
-is graphs too, between its attentions, and 1.5 to 2.5 times as many tokens a second are sampled. Not FULL: with adapters, vLLM
-0.25.1 computes wrong logits and NaN then (both in docs/results/2026-11-28-gpu-thirteenth.md)."""
-BREAKABLE = "VLLM_USE_BREAKABLE_CUDAGRAPH"
-"""In vLLM's environment, "1": graphs are cut where the model calls its attention, and nothing need be compiled for that."""
 LIST_OPTIONS = """
 import json, sys
 try:
@@ -58,10 +47,14 @@ FIND = """
 import importlib.util, json, pathlib, sys
 spec = importlib.util.find_spec("vllm")
 folders = [pathlib.Path(place) for place in (spec.submodule_search_locations if spec else ())]
-parts = ("envs.py", "entrypoints/launchers/cli_args.py", "entrypoints/openai/cli_args.py")
-text = b"".join(file.read_bytes() for folder in folders for file in map(folder.joinpath, parts) if file.is_file())
-named = {"--enable-scale-out": b"enable_scale_out:", "VLLM_USE_BREAKABLE_CUDAGRAPH": b"VLLM_USE_BREAKABLE_CUDAGRAPH:"}
-sys.stdout.write("\\n" + json.dumps([name for name, words in named.items() if words in text]))
+looked = {
+    "--enable-scale-out": (b"enable_scale_out:", ["entrypoints/launchers/cli_args.py", "entrypoints/openai/cli_args.py"]),
+    "VLLM_USE_BREAKABLE_CUDAGRAPH": (b"VLLM_USE_BREAKABLE_CUDAGRAPH:", ["envs.py"]),
+    "attention that cuts graphs": (b"@eager_break_during_capture", ["model_executor/layers/attention/attention.py"]),
+}
+files = {name: [folder / part for folder in folders for part in parts] for name, (_, parts) in looked.items()}
+found = [name for name in looked if any(looked[name][0] in file.read_bytes() for file in files[name] if file.is_file())]
+sys.stdout.write("\\n" + json.dumps(found))
 """
 """Read, not imported: that would take half a minute."""
 
@@ -71,8 +64,8 @@ class VllmSettings:
     """How vLLM is run. `python`: the interpreter that has it (None: ours). `args`: options of vLLM's own, such as
     `{"max_num_seqs": 512}`; they win over our choices.
 
-    `start`: "fast" compiles nothing and records few CUDA graphs, "full" is vLLM's own choice: slower to start, faster later.
-    `memory_share`: of the GPU memory that is free when it starts; `replicas` servers divide it among them. `cache_bytes`: what
+    `start`: "fast" compiles nothing and records CUDA graphs of few sizes, "full" is vLLM's own choice: slower to start, perhaps
+    faster later. `memory_share`: of the GPU memory that is free when it starts; `replicas` servers divide it among them. `cache_bytes`: what
     keys and values of each take of it (None: what vLLM measures to be left of its share, which is wrong where somebody else
     takes memory while it measures). `together`: whether it starts while a trainer of adapters loads (None: where a GPU is known
     to hold both, and without a GPU).
@@ -160,24 +153,21 @@ def allowed_rank(rank: int) -> int:
 
 
 def records_every_step(served: Served, settings: VllmSettings, *, gpu: bool, known: Collection[str]) -> bool:
-    """Whether a fast start records EVERY_STEP: with adapters, as measured, unless the user's options or environment have their
-    own idea."""
-    ours = gpu and settings.start == "fast" and not GRAPH_OPTIONS & settings.asked.keys()
-    return ours and served.lora_rank is not None and BREAKABLE in known and os.environ.get(BREAKABLE, "1") == "1"
+    """Whether a fast start records graphs of every step: with adapters, as was measured, unless the user has another idea."""
+    ours = gpu and settings.start == "fast" and not vllm_graphs.has_own_idea(settings.asked)
+    return ours and served.lora_rank is not None and vllm_graphs.can_record_every_step(served.model, known)
 
 
 def speed_options(settings: VllmSettings, *, gpu: bool, every_step: bool) -> dict[str, Any]:
     """For a fast start, unless the user's options have their own idea."""
     # vLLM 0.32 on a CPU dies of a seeded request whose prompt it takes in pieces ("CPU Generator does not use offset")
     options: dict[str, Any] = {"max_num_seqs": 512} if gpu else {"max_num_seqs": 128, "enable_chunked_prefill": False}
-    if settings.start == "full" or GRAPH_OPTIONS & settings.asked.keys():
+    if settings.start == "full" or vllm_graphs.has_own_idea(settings.asked):
         return options
     if not gpu:
         return options | {"enforce_eager": True}
     most = int(settings.asked.get("max_num_seqs", options["max_num_seqs"]))
-    beginning = {most * 3 // 2, most * 2} if every_step else set[int]()  # requests that begin have several tokens each
-    sizes = sorted({*(size for size in GRAPH_SIZES if size < most), most, *beginning})
-    return options | {"compilation_config": {**(EVERY_STEP if every_step else DECODING), "cudagraph_capture_sizes": sizes}}
+    return options | {"compilation_config": vllm_graphs.compilation(most, every_step=every_step)}
 
 
 def memory_options(settings: VllmSettings, memory: Memory | None, *, weights: int | None) -> dict[str, Any]:
@@ -243,7 +233,7 @@ def vllm_environment(*, key: str, cache: Path, full_weights: bool, gpu: bool, ev
         "VLLM_SERVER_DEV_MODE": "1" if full_weights else "0",
     }
     threads = {"OMP_NUM_THREADS": "1"} if gpu else {}
-    graphs = {BREAKABLE: "1"} if every_step else {}
+    graphs = {vllm_graphs.BREAKABLE: "1"} if every_step else {}
     return {"VLLM_CACHE_ROOT": str(cache), **threads, **graphs, **os.environ, **ours}
 
 
@@ -290,6 +280,7 @@ def complaint_about(args: Mapping[str, Any], line: str, settings: VllmSettings) 
 
 
 def list_options(settings: VllmSettings, script: str = LIST_OPTIONS) -> list[str]:
-    """Every option of the installed version's own parser; empty where it cannot be asked."""
+    """Every option of the installed version's own parser, or what another `script` prints as a list; empty where it cannot be
+    asked."""
     said = answer_of([settings.python or sys.executable, "-c", script], timeout=300).splitlines()
     return [str(name) for name in json.loads(said[-1])] if said else []

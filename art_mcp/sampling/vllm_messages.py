@@ -104,5 +104,5 @@ def complaint(body: bytes) -> str:
         said = str(json.loads(body)["error"]["message"])
     except (ValueError, KeyError, TypeError):
         return body[:500].decode(errors="replace")
-    wrong = " (it computed logprobs that are no numbers: look at engine_args, and at the model's weights)"
-    return said + wrong * said.endswith(": nan")
+    no_numbers = "Out of range float values are not JSON compliant" in said
+    return said + " (it computed logprobs that are no numbers: look at engine_args, and at the model's weights)" * no_numbers

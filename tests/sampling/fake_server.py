@@ -71,8 +71,9 @@ class Fake:
             return self.refusal(400, "BadRequestError", f"Token id {max(prompt)} is out of vocabulary")
         if max(prompt) == 999:
             return self.refusal(500, "InternalServerError", "EngineCore encountered an issue.")
-        if max(prompt) == 998:
-            return self.refusal(400, "BadRequestError", "Out of range float values are not JSON compliant: nan")
+        if max(prompt) in (997, 998):  # as Python 3.12 says it, and 3.11
+            said = "Out of range float values are not JSON compliant" + ": nan" * (max(prompt) == 998)
+            return self.refusal(400, "BadRequestError", said)
         self.told.append(f"begin {model}")
         await self.free.wait()
         self.told.append(f"end {model}")
@@ -123,7 +124,8 @@ class Fake:
             case "/reset_prefix_cache":
                 self.told.append("reset")
             case "/told":
-                return JSONResponse([vars(self.args), self.told])
+                graphs = {"graphs_are_cut": os.environ.get("VLLM_USE_BREAKABLE_CUDAGRAPH")}
+                return JSONResponse([{**vars(self.args), **graphs}, self.told])
             case "/version":
                 return JSONResponse({"version": "0.32.0"})
         return JSONResponse({})

@@ -13,6 +13,7 @@ DOOR = os.environ.get("FAKE_VLLM_DOOR", "asked")
 """/inference/v1/generate: "asked" for with --enable-scale-out (0.32), "always" there (0.25), or "never"."""
 if DOOR == "asked":
     OPTIONS.append("--enable-scale-out")
+FOUND = [*OPTIONS, "VLLM_USE_BREAKABLE_CUDAGRAPH", "attention that cuts graphs"]
 
 
 def parse() -> argparse.Namespace:
@@ -32,7 +33,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     if sys.argv[1] == "-c":
-        sys.stdout.write(json.dumps(OPTIONS))
+        sys.stdout.write(json.dumps(FOUND))
         return
     sys.argv[1:3] = []  # -m vllm.entrypoints.openai.api_server
     args = parse()

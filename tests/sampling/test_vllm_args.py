@@ -9,7 +9,6 @@ import pytest
 
 from art_mcp.errors import ConfigError
 from art_mcp.sampling.vllm_args import (
-    BREAKABLE,
     FIND,
     TOKENS_OPTION,
     Memory,
@@ -24,6 +23,7 @@ from art_mcp.sampling.vllm_args import (
     vllm_environment,
     words_of,
 )
+from art_mcp.sampling.vllm_graphs import BREAKABLE, CUT
 
 ADAPTERS = Served("policy", "/models/base", "bfloat16", lora_rank=16)
 GPU = Memory(free=70_000, total=80_000)
@@ -31,10 +31,6 @@ GPU = Memory(free=70_000, total=80_000)
 
 def command(*, settings=None, served=ADAPTERS, memory=GPU, known=()):
     return vllm_command(served, settings or VllmSettings(), port=4000, memory=memory, known=known)
-
-
-def records(served, *, settings=None, gpu=True, known=(BREAKABLE,)):
-    return records_every_step(served, settings or VllmSettings(), gpu=gpu, known=known)
 
 
 def value_of(words, option):
@@ -134,48 +130,91 @@ def test_a_fast_start_records_few_graphs_and_a_full_one_is_left_to_vllm():
     assert "--compilation-config" not in command(settings=VllmSettings(start="full"))
 
 
-def test_where_graphs_can_be_cut_at_attention_those_of_an_adapters_engine_are_of_every_step(tmp_path, monkeypatch):
+@pytest.fixture
+def dense(tmp_path, monkeypatch):
+    """Adapters on a model whose every layer attends."""
     monkeypatch.delenv(BREAKABLE, raising=False)
-    graphs = json.loads(value_of(command(known=[BREAKABLE]), "--compilation-config"))
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    return replace(ADAPTERS, model=str(tmp_path))
+
+
+def records(served, *, settings=None, gpu=True, known=(BREAKABLE, CUT)):
+    return records_every_step(served, settings or VllmSettings(), gpu=gpu, known=known)
+
+
+def test_where_graphs_can_be_cut_at_attention_those_of_an_adapters_engine_are_of_every_step(dense, tmp_path):
+    graphs = json.loads(value_of(command(served=dense, known=[BREAKABLE, CUT]), "--compilation-config"))
     assert (graphs["mode"], graphs["cudagraph_mode"]) == (0, "FULL_AND_PIECEWISE")
     assert graphs["cudagraph_capture_sizes"][-3:] == [512, 768, 1024]
-    assert records(ADAPTERS)
+    assert records(dense)
     told = vllm_environment(key="k", cache=tmp_path, full_weights=False, gpu=True, every_step=True)
     assert told[BREAKABLE] == "1"
 
 
 @pytest.mark.parametrize(
-    ("served", "args", "start", "gpu", "environment", "known"),
+    "args",
     [
-        (replace(ADAPTERS, lora_rank=None), {}, "fast", True, None, [BREAKABLE]),
-        (ADAPTERS, {"enforce-eager": True}, "fast", True, None, [BREAKABLE]),
-        (ADAPTERS, {"compilation_config": {"mode": 0}}, "fast", True, None, [BREAKABLE]),
-        (ADAPTERS, {}, "full", True, None, [BREAKABLE]),
-        (ADAPTERS, {}, "fast", False, None, [BREAKABLE]),
-        (ADAPTERS, {}, "fast", True, "0", [BREAKABLE]),
-        (ADAPTERS, {}, "fast", True, None, [TOKENS_OPTION]),
+        {"enforce-eager": True},
+        {"compilation_config": {"mode": 0}},
+        {"--compilation-config.mode": 0},
+        {"max_cudagraph_capture_size": 64},
     ],
 )
-def test_elsewhere_and_against_the_users_will_they_are_not(served, args, start, gpu, environment, known, monkeypatch):
-    monkeypatch.delenv(BREAKABLE, raising=False)
-    if environment is not None:
-        monkeypatch.setenv(BREAKABLE, environment)
-    settings = VllmSettings(args=args, start=start)
-    assert not records(served, settings=settings, gpu=gpu, known=known)
-    words = command(settings=settings, served=served, memory=GPU if gpu else None, known=known)
-    assert not any("PIECEWISE" in word for word in words)
+def test_a_user_with_another_idea_of_graphs_has_all_of_it(args, dense):
+    assert not records(dense, settings=VllmSettings(args=args))
+    words = command(settings=VllmSettings(args=args), served=dense, known=[BREAKABLE, CUT])
+    assert not any("cudagraph_capture_sizes" in word for word in words)
+
+
+@pytest.mark.parametrize("known", [[TOKENS_OPTION], [BREAKABLE], [CUT]])
+def test_a_version_that_cannot_cut_graphs_records_those_of_decoding(known, dense):
+    assert not records(dense, known=known)
+    graphs = json.loads(value_of(command(served=dense, known=known), "--compilation-config"))
+    assert graphs["cudagraph_mode"] == "FULL_DECODE_ONLY"
+
+
+@pytest.mark.parametrize("config", ['{"model_type": "qwen3_next"}', '{"model_type": "qwen3_moe"}', "{}", None])
+def test_a_model_whose_layers_do_more_than_attend_has_graphs_of_decoding(config, dense, tmp_path):
+    (tmp_path / "config.json").unlink() if config is None else (tmp_path / "config.json").write_text(config)
+    assert not records(dense)
+
+
+def test_full_weights_a_full_start_a_machine_without_a_gpu_and_an_environment_that_refuses_have_no_cut_graphs(
+    dense, monkeypatch
+):
+    assert not records(replace(dense, lora_rank=None))
+    assert not records(dense, settings=VllmSettings(start="full"))
+    assert not records(dense, gpu=False)
+    monkeypatch.setenv(BREAKABLE, "1")
+    assert records(dense)
+    monkeypatch.setenv(BREAKABLE, "0")
+    assert not records(dense)
+
+
+def test_a_hubs_model_is_known_by_its_cached_configuration(dense, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    hub = replace(dense, model="somebody/model")
+    assert not records(hub)
+    folder = tmp_path / "hub" / "models--somebody--model"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("abc")
+    (folder / "snapshots" / "abc").mkdir(parents=True)
+    (folder / "snapshots" / "abc" / "config.json").write_text('{"model_type": "qwen3"}')
+    assert records(hub)
 
 
 def test_what_is_found_in_the_installed_version_is_read_from_its_files(tmp_path, monkeypatch):
-    folder = tmp_path / "vllm" / "entrypoints" / "openai"
-    folder.mkdir(parents=True)
-    (tmp_path / "vllm" / "__init__.py").write_text("raise ImportError('this takes half a minute')\n")
+    package = tmp_path / "vllm"
+    for folder in ("entrypoints/openai", "model_executor/layers/attention"):
+        (package / folder).mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('this takes half a minute')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert list_options(VllmSettings(), FIND) == []
-    (tmp_path / "vllm" / "envs.py").write_text("    VLLM_USE_BREAKABLE_CUDAGRAPH: bool = False\n")
+    (package / "envs.py").write_text("    VLLM_USE_BREAKABLE_CUDAGRAPH: bool = False\n")
     assert list_options(VllmSettings(), FIND) == [BREAKABLE]
-    (folder / "cli_args.py").write_text("    enable_scale_out: bool = False\n")
-    assert list_options(VllmSettings(), FIND) == [TOKENS_OPTION, BREAKABLE]
+    (package / "model_executor/layers/attention/attention.py").write_text("@eager_break_during_capture\n")
+    (package / "entrypoints/openai/cli_args.py").write_text("    enable_scale_out: bool = False\n")
+    assert list_options(VllmSettings(), FIND) == [TOKENS_OPTION, BREAKABLE, CUT]
 
 
 def test_the_users_options_win_over_our_choices():

@@ -18,6 +18,7 @@ from art_mcp.agent.places import places_of
 from art_mcp.errors import ConfigError, EngineError
 from art_mcp.sampling.vllm_args import Served, VllmSettings
 from art_mcp.sampling.vllm_engine import VllmEngine
+from art_mcp.sampling.vllm_graphs import BREAKABLE
 from art_mcp.sampling.vllm_messages import COMPLETIONS, TOKENS
 from art_mcp.sampling.vllm_server import errors_among
 from art_mcp.types import SamplingParams, Span
@@ -257,9 +258,10 @@ async def test_a_failing_engine_is_looked_after_before_the_next_request(engine):
     assert engine.server._process.pid == before
 
 
-async def test_an_engine_that_computes_no_numbers_fails_the_request_with_what_to_look_at(engine):
+@pytest.mark.parametrize("token", [997, 998])
+async def test_an_engine_that_computes_no_numbers_fails_the_request_with_what_to_look_at(engine, token):
     with pytest.raises(EngineError, match="logprobs that are no numbers: look at engine_args"):
-        await draw(engine, [998])
+        await draw(engine, [token])
     assert (await draw(engine)).span.policy_version == 0
 
 
@@ -383,13 +385,35 @@ async def test_a_value_that_vllm_refuses_is_told_in_its_own_words(python, folder
 
 
 @pytest.fixture
-async def whole(python, folders, monkeypatch, tmp_path):
-    """An engine for full weights, on a machine with a GPU."""
+def gpu(monkeypatch, tmp_path):
+    """A machine with one, as far as its tool says."""
     tool = tmp_path / "nvidia-smi"
     tool.write_text('#!/bin/sh\necho "40000, 80000"\n')
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "graphs", "cut"), [("qwen2", "FULL_AND_PIECEWISE", "1"), ("mamba", "FULL_DECODE_ONLY", None)]
+)
+async def test_the_server_is_told_in_its_environment_that_graphs_are_cut_at_attention(
+    model_type, graphs, cut, gpu, python, folders, monkeypatch
+):
+    monkeypatch.delenv(BREAKABLE, raising=False)
+    base = folders("base")
+    (base / "config.json").write_text(json.dumps({"model_type": model_type}))
+    engine = VllmEngine(Served("policy", str(base), "float32", lora_rank=4), VllmSettings(python))
+    await engine.start(0, folders("v0"))
+    asked, _ = json.loads((await engine.server.connections.get("/told"))[1])
+    await engine.close()
+    assert json.loads(asked["compilation_config"])["cudagraph_mode"] == graphs
+    assert asked["graphs_are_cut"] == cut
+
+
+@pytest.fixture
+async def whole(gpu, python, folders):
+    """An engine for full weights, on a machine with a GPU."""
     engine = VllmEngine(Served("policy", "unused", "float32"), VllmSettings(python))
     await engine.start(0, folders("v0"))
     yield engine
