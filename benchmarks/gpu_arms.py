@@ -2,15 +2,15 @@
 at a time, within a time that they share.
 
     art-mcp prepare MODEL PREPARED
-    python -m benchmarks.gpu_arms weak   --model PREPARED --out OUT --limit 1800
-    python -m benchmarks.gpu_arms others --model PREPARED --out OUT --limit 900
-    python -m benchmarks.gpu_arms speed  --model PREPARED --out OUT --limit 300
+    python -m benchmarks.gpu_arms weak   --model PREPARED --out OUT --limit 2000
+    python -m benchmarks.gpu_arms others --model PREPARED --out OUT --limit 1500
+    python -m benchmarks.gpu_arms speed  --model PREPARED --out OUT --limit 500
 
 `weak` is the two halves of three seeds from a weak start and of their control; `others` a second control, the main line,
 rewards alone, and the test of gradients; `speed` what graphs and vLLM servers bring to the first seed's rollouts. Where there
 are fewer GPUs than arms, they wait for each other, in this order; the next one's engine starts while the last one's answers are
-evaluated. Each writes OUT/ARM.log and OUT/ARM/result.json, those of `speed` OUT/ARM/rollout_speed.json. What OUT has already is
-not run again.
+evaluated. The limits are for two GPUs; arms for which too little is left are named. Each writes OUT/ARM.log and
+OUT/ARM/result.json, those of `speed` OUT/ARM/rollout_speed.json. What OUT has finished already is not run again, but for tests.
 """
 
 from __future__ import annotations
@@ -50,8 +50,6 @@ SPARE = 12.0
 """Seconds of the limit that an arm is not given: for its end."""
 LEFT = ("evaluating", "finished")
 """The statuses of a run that has left its model."""
-LEAST = 180.0
-"""With fewer seconds left than this nothing is begun."""
 BESIDE = "--memory-share 0.45"
 """Of the memory that is free while the arm before it, on the same GPU, still evaluates: as much as its own share of all."""
 
@@ -71,14 +69,23 @@ class Arm:
     tested: str = ""
     module: str = "gpu_calculator"
 
+    @property
+    def least(self) -> float:
+        """Seconds without which it is not begun: the start, and for training what is asked for."""
+        return 150.0 if self.module != "gpu_calculator" else 240.0 if self.tested else 400.0
+
     def status(self, out: Path) -> str:
-        """How far a run of `gpu_calculator` is; another's file is there when it has figures."""
+        """How far it is, as its file says."""
         path = out / self.name / ("result.json" if self.module == "gpu_calculator" else "rollout_speed.json")
         return str(json.loads(path.read_text())["status"]) if path.is_file() else ""
 
     def has_left(self, out: Path) -> bool:
         """Whether its model is there, and its GPU needed for no more than evaluations."""
-        return not self.tested and self.status(out) in LEFT
+        return self.module == "gpu_calculator" and not self.tested and self.status(out) in LEFT
+
+    def is_done(self, out: Path) -> bool:
+        """Whether there is nothing to run; a test is always run."""
+        return not self.tested and self.status(out) == "finished"
 
     def command(self, model: Path, out: Path, *, limit: float, more: str = "") -> list[str]:
         folder = out / self.name
@@ -154,14 +161,15 @@ class Queue:
         self._holding: dict[str, Arm | None] = dict.fromkeys(gpus())
         if not self._holding:
             raise SystemExit("there is no GPU")
-        self.failed = 0
+        self.failed = self.left = 0
 
     def run(self) -> None:
         while self._running or self._begin():
             time.sleep(0.5)
             self._end()
             self._begin()
-        if self._waiting:
+        self.left = len(self._waiting)
+        if self.left:
             names = " ".join(arm.name for arm in self._waiting)
             print(f"not begun, for lack of time or of what they go on from: run again with --only {names}")
 
@@ -176,8 +184,9 @@ class Queue:
             left = self._until - time.monotonic()
             free = before is None or before.name not in self._running or before.has_left(self._given.out)
             ready = [arm for arm in self._waiting if self._ready(arm)]
-            if free and ready and left > LEAST:
-                arm, beside = ready[0], before is not None and before.name in self._running
+            enough = [arm for arm in ready if left > arm.least]
+            if free and enough:
+                arm, beside = enough[0], before is not None and before.name in self._running
                 self._waiting.remove(arm)
                 self._running[arm.name] = start(arm, gpu, self._given, limit=left, beside=beside)
                 self._holding[gpu] = arm
@@ -209,9 +218,9 @@ def main() -> int:
     chosen = [arm for arm in ARMS[given.arms] if not given.only or arm.name in given.only]
     if unknown := set(given.only) - {arm.name for arm in chosen}:
         parser.error(f"{given.arms} has no {', '.join(sorted(unknown))}, but {', '.join(arm.name for arm in ARMS[given.arms])}")
-    queue = Queue([arm for arm in chosen if not arm.has_left(given.out)], given, until=began + given.limit - SPARE)
+    queue = Queue([arm for arm in chosen if not arm.is_done(given.out)], given, until=began + given.limit - SPARE)
     queue.run()
-    return 1 if queue.failed else 0
+    return 1 if queue.failed or queue.left else 0
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ from art_mcp.sampling.vllm_server import VllmServer
 from benchmarks.gpu_report import Clock, Report, describe_run
 
 SIZES = [1, 8, 32, 64, 128, 192, 256, 384, 512]
-MIXED = [*SIZES, 640, 768, 1024, 1536, 2048]
 
 
 def uncompiled(graphs: str, sizes: Sequence[int]) -> dict[str, Any]:
@@ -35,7 +34,7 @@ def uncompiled(graphs: str, sizes: Sequence[int]) -> dict[str, Any]:
 MODES: dict[str, dict[str, Any]] = {
     "eager": {"enforce_eager": True},
     "decode-graphs": uncompiled("FULL_DECODE_ONLY", SIZES),
-    "all-graphs": uncompiled("FULL", MIXED),
+    "as-started": {},
     "compiled": {},
 }
 
@@ -120,7 +119,8 @@ def label(process: psutil.Process) -> str:
 
 
 async def start(mode: str, args: Mapping[str, Any], arguments: argparse.Namespace, clock: Clock) -> VllmServer:
-    settings = VllmSettings(arguments.engine_python, args, "full", arguments.memory_share)
+    how = "fast" if mode == "as-started" else "full"
+    settings = VllmSettings(arguments.engine_python, args, how, arguments.memory_share)
     server = VllmServer(settings)
     began = time.monotonic()
     rank = arguments.rank if arguments.adapter else None
@@ -171,7 +171,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--engine-python")
     parser.add_argument("--engine-args", type=json.loads, default={})
-    parser.add_argument("--modes", default="decode-graphs,all-graphs,compiled")
+    parser.add_argument("--modes", default="decode-graphs,as-started,compiled")
     parser.add_argument("--memory-share", type=float, default=0.2)
     parser.add_argument("--stagger", type=float, default=4.0, help="seconds between two starts, for each to see what is free")
     parser.add_argument("--conversations", type=int, default=512)

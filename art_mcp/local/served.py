@@ -29,7 +29,7 @@ ANSWER_SECONDS = 1.0
 
 APART = 0.1
 """Nats a token between the engine's log probabilities and the trainer's, in the mean of a step, from which the engine is taken
-to compute something else. In half precision .002 to .02 is usual, .03 where the policy changes fast and rollouts are two steps
+to compute something else. In half precision .002 to .02 is usual, .05 where the policy changes fast and rollouts are two steps
 old; an engine with wrong graphs was .3 apart (docs/results/2026-11-28-gpu-thirteenth.md)."""
 CLOSE_SECONDS = 10.0
 """How long closing waits for a step that is under way, which fails when its trainer is gone."""
@@ -173,7 +173,7 @@ class ServedWorker:
             self._told_apart = True
             say(
                 f"note: the sampled tokens' log probabilities are {mismatch:.2f} nats from the trainer's in the mean, where "
-                "0.02 is much: if this engine has just sampled them, it computes something else than is trained; try it "
+                "0.05 is much: if this engine has just sampled them, it computes something else than is trained; try it "
                 "without engine_args, or with enforce_eager"
             )
 

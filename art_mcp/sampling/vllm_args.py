@@ -65,10 +65,10 @@ class VllmSettings:
     `{"max_num_seqs": 512}`; they win over our choices.
 
     `start`: "fast" compiles nothing and records CUDA graphs of few sizes, "full" is vLLM's own choice: slower to start, perhaps
-    faster later. `memory_share`: of the GPU memory that is free when it starts; `replicas` servers divide it among them. `cache_bytes`: what
-    keys and values of each take of it (None: what vLLM measures to be left of its share, which is wrong where somebody else
-    takes memory while it measures). `together`: whether it starts while a trainer of adapters loads (None: where a GPU is known
-    to hold both, and without a GPU).
+    faster later. `memory_share`: of the GPU memory that is free when it starts; `replicas` servers divide it among them.
+    `cache_bytes`: what keys and values of each take of it (None: what vLLM measures to be left of its share, which is wrong
+    where somebody else takes memory while it measures). `together`: whether it starts while a trainer of adapters loads (None:
+    where a GPU is known to hold both, and without a GPU).
     """
 
     python: str | None = None
