@@ -118,9 +118,10 @@ class LocalBackend:
 
     async def register(self, trainable: Trainable) -> None:
         """Loads the model, its tokenizer and its template. Raises ModelError, and TemplateError for a template that cannot be
-        bridged exactly."""
+        bridged exactly, and ConfigError for options of vLLM's where the engine is transformers."""
         if trainable.name in self._workers:
             raise ModelError(f"a model named {trainable.name!r} is registered already: give this one another name")
+        self._refuse_what_is_vllms(trainable.spec)
         if self._weave and self.tracer is None:
             self.tracer = await open_weave(self._weave)
         self._dialects[trainable.name] = await asyncio.to_thread(load_dialect, trainable.spec)
@@ -148,10 +149,28 @@ class LocalBackend:
             raise ConfigError(
                 "vLLM is not installed: pip install 'art-mcp[vllm]', or name the interpreter that has it as engine_python"
             )
-        if self._engine == "transformers" and self._vllm.args:
-            raise ConfigError("engine_args are vLLM's; the transformers engine has none")
-        if self._vllm.replicas < 1 or (self._engine == "transformers" and self._vllm.replicas > 1):
-            raise ConfigError(f"engine_replicas={self._vllm.replicas}: vLLM has one or more, the transformers engine is one")
+        if self._vllm.replicas < 1:
+            raise ConfigError(f"engine_replicas={self._vllm.replicas}: vLLM has one or more")
+        if self._engine == "transformers":
+            self._refuse_what_is_vllms(None)
+
+    def _refuse_what_is_vllms(self, spec: ModelSpec | None) -> None:
+        """What was given for vLLM must not be passed over where the engine is transformers, whoever chose that."""
+        given = {"engine_args": bool(self._vllm.args), "engine_replicas": self._vllm.replicas > 1}
+        names = " and ".join(name for name, there in given.items() if there)
+        if not names or (spec is not None and self._engine_of(spec) == "vllm"):
+            return
+        if self._engine == "transformers":
+            why = "you chose the transformers engine"
+        elif spec is not None and spec.source == "tiny":
+            why = "the tiny policy is sampled by transformers, which is faster there"
+        elif self._settings.deterministic:
+            why = "a deterministic run is sampled by transformers"
+        else:
+            why = "without a GPU, or without vLLM, transformers samples"
+        raise ConfigError(
+            f"{names}: these are vLLM's options, and {why}: leave them out, or ask for vLLM (engine='vllm', --engine vllm)"
+        )
 
     def _engine_of(self, spec: ModelSpec) -> EngineName:
         if self._engine is not None:

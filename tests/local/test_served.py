@@ -429,11 +429,27 @@ async def test_without_a_gpu_the_engine_is_transformers(toy):
         ({"engine": "vllm"}, "vLLM is not installed"),
         ({"engine": "vllm", "engine_python": "python", "deterministic": True}, "need engine='transformers'"),
         ({"trainer": "unsloth", "deterministic": True}, "need trainer='torch'"),
-        ({"engine": "transformers", "engine_args": {"max_num_seqs": 7}}, "engine_args are vLLM's"),
-        ({"engine": "transformers", "engine_replicas": 2}, "the transformers engine is one"),
+        ({"engine": "transformers", "engine_args": {"max_num_seqs": 7}}, "engine_args: these are vLLM's options"),
+        ({"engine": "transformers", "engine_replicas": 2}, "engine_replicas: these are vLLM's options"),
         ({"engine_python": "python", "engine_replicas": 0}, "vLLM has one or more"),
     ],
 )
 def test_choices_that_cannot_be_had_are_refused_at_once(choice, reason):
     with pytest.raises(ConfigError, match=reason):
         LocalBackend(**choice)
+
+
+@pytest.mark.parametrize(
+    ("options", "source", "reason"),
+    [
+        ({}, "tiny", "engine_args and engine_replicas: .* the tiny policy is sampled by transformers"),
+        ({"deterministic": True}, "toy", "a deterministic run is sampled by transformers"),
+        ({}, "toy", "without a GPU, or without vLLM, transformers samples: leave them out, or ask for vLLM"),
+    ],
+)
+async def test_options_of_vllms_are_not_passed_over_where_the_engine_is_transformers(options, source, reason, toy, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    async with LocalBackend(engine_args={"max_num_seqs": 7}, engine_replicas=2, in_process=True, **options) as backend:
+        model = TrainableModel(name="toy", base_model=toy if source == "toy" else source)
+        with pytest.raises(ConfigError, match=reason):
+            await model.register(backend)
