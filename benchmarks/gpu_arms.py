@@ -3,14 +3,15 @@ at a time, within a time that they share.
 
     art-mcp prepare MODEL PREPARED
     python -m benchmarks.gpu_arms weak   --model PREPARED --out OUT --limit 2000
-    python -m benchmarks.gpu_arms others --model PREPARED --out OUT --limit 1500
+    python -m benchmarks.gpu_arms others --model PREPARED --out OUT --limit 1600
     python -m benchmarks.gpu_arms speed  --model PREPARED --out OUT --limit 500
 
-`weak` is the two halves of three seeds from a weak start and of their control; `others` a second control, the main line,
-rewards alone, and the test of gradients; `speed` what graphs and vLLM servers bring to the first seed's rollouts. Where there
-are fewer GPUs than arms, they wait for each other, in this order; the next one's engine starts while the last one's answers are
-evaluated. The limits are for two GPUs; arms for which too little is left are named. Each writes OUT/ARM.log and
-OUT/ARM/result.json, those of `speed` OUT/ARM/rollout_speed.json. What OUT has finished already is not run again, but for tests.
+`weak` is the two halves of three seeds from a weak start and of their control; `others` the main line, tests (of gradients, of
+the main line's adapter elsewhere, of kill -9), rewards alone, and a second control; `speed` what graphs and servers bring to
+the first seed's rollouts. Several sets may be given (`weak others`). Where there are fewer GPUs than arms, they wait for one
+another, in this order; the next one's engine starts while the last one's answers are evaluated, tests when it has ended. The
+limits are for two GPUs; arms for which too little is left are named. Each writes OUT/ARM.log and OUT/ARM/result.json, those of
+`speed` OUT/ARM/rollout_speed.json, and tests OUT/ARM.json. What OUT has finished already is not run again, but for tests.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ WEAK = f"--trainer torch {SHARED} --warm-epochs 4 --warm-batch 32 --learning-rat
 FIRST = f"{WEAK} --warm-start 200 --no-before --no-beyond"
 MAIN = (
     f"{SHARED} --warm-start 6600 --warm-levels [2,3,6,10,12] --warm-rate 3e-4 --warm-batch 64 --learning-rate 1e-4 "
-    "--final-rate 2e-5 --no-before --reserve 65"
+    "--final-rate 2e-5 --reserve 65"
 )
 ALONE = (
     "--trainer torch --warm-start 0 --lenient --progress 0.3 --groups 32 --rollouts 8 --seconds 300 --learning-rate 1e-4 "
@@ -42,6 +43,7 @@ ALONE = (
 )
 SHORT = "--trainer unsloth --warm-start 512 --seconds 40 --reserve 45 --eval-n 50 --no-before --no-beyond"
 GRADIENTS = "tests/gpu/test_gradients.py -k 'not every_token'"
+ELSEWHERE = "tests/gpu/test_adapter_elsewhere.py tests/gpu/test_full_weights.py tests/gpu/test_unsloth_loading.py"
 SPEED = "--resume OUT/weak-1-first/saved --settings 64x8@512AA --rounds 2"
 DECODING = """--engine-args '{"compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", \
 "cudagraph_capture_sizes": [1, 8, 32, 64, 128, 192, 256, 384, 512]}}'"""
@@ -61,18 +63,15 @@ def second_half(first: str) -> str:
 @dataclass(frozen=True, slots=True)
 class Arm:
     """A run of `gpu_calculator`, or of another of the modules, with these options, that goes on from what another arm left; and
-    then perhaps a test of what it left."""
+    then perhaps a test of what it left. Without options it is a test alone, of what the other arm left if there is one.
+    `least` is the seconds without which it is not begun: the start, and for training what is asked for."""
 
     name: str
-    options: str
+    options: str = ""
     after: str = ""
     tested: str = ""
     module: str = "gpu_calculator"
-
-    @property
-    def least(self) -> float:
-        """Seconds without which it is not begun: the start, and for training what is asked for."""
-        return 150.0 if self.module != "gpu_calculator" else 240.0 if self.tested else 400.0
+    least: float = 400.0
 
     def status(self, out: Path) -> str:
         """How far it is, as its file says."""
@@ -82,6 +81,12 @@ class Arm:
     def has_left(self, out: Path) -> bool:
         """Whether its model is there, and its GPU needed for no more than evaluations."""
         return self.module == "gpu_calculator" and not self.tested and self.status(out) in LEFT
+
+    def is_ready(self, out: Path) -> bool:
+        """Whether what it goes on from is there; for a test alone, with its figures."""
+        if not self.after:
+            return True
+        return ALL[self.after].has_left(out) if self.options else ALL[self.after].is_done(out)
 
     def is_done(self, out: Path) -> bool:
         """Whether there is nothing to run; a test is always run."""
@@ -95,9 +100,10 @@ class Arm:
         run = [sys.executable, "-m", f"benchmarks.{self.module}", *paths, *options]
         if not self.tested:
             return run
+        shown = shlex.quote(str(out / (self.after or self.name)))
+        test = f"ART_MCP_GPU_RUN={shown} {sys.executable} -m pytest -vv -p no:cacheprovider -m gpu {self.tested}"
         dumping = shlex.join([*run, "--dump", str(folder / "samples.json")])
-        test = f"{sys.executable} -m pytest -vv -p no:cacheprovider -m gpu {self.tested}"
-        return ["timeout", str(int(limit)), "sh", "-c", f"{dumping} && ART_MCP_GPU_RUN={shlex.quote(str(folder))} {test}"]
+        return ["timeout", str(int(limit)), "sh", "-c", f"{dumping} && {test}" if self.options else test]
 
 
 def both_halves(name: str, options: str) -> list[Arm]:
@@ -106,7 +112,7 @@ def both_halves(name: str, options: str) -> list[Arm]:
 
 
 def speed_of(name: str, options: str) -> Arm:
-    return Arm(name, f"{SPEED} {options}", after="weak-1-first", module="gpu_rollout_speed")
+    return Arm(name, f"{SPEED} {options}", after="weak-1-first", module="gpu_rollout_speed", least=150.0)
 
 
 WEAK_1, WEAK_2, WEAK_3 = (both_halves(f"weak-{seed}", f"--seed {seed}") for seed in (1, 2, 3))
@@ -114,11 +120,13 @@ CONTROL_1 = both_halves("control-1", "--seed 1 --control shuffled")
 ARMS = {
     "weak": [WEAK_1[0], WEAK_2[0], WEAK_1[1], CONTROL_1[0], WEAK_2[1], CONTROL_1[1], *WEAK_3],
     "others": [
-        Arm("control-2-first", f"{FIRST} --seed 2 --control shuffled"),
-        Arm("main-unsloth", f"{MAIN} --trainer unsloth --seed 8"),
-        Arm("main-torch", f"{MAIN} --trainer torch --seed 10"),
+        Arm("main-unsloth", f"{MAIN} --trainer unsloth --seed 8 --dump OUT/main-unsloth/samples.json"),
+        Arm("main-torch", f"{MAIN} --trainer torch --seed 10 --no-before"),
+        Arm("gradients", SHORT, tested=GRADIENTS, least=240.0),
+        Arm("elsewhere", after="main-unsloth", tested=ELSEWHERE, least=120.0),
+        Arm("kills", tested="tests/gpu/test_kills.py", least=120.0),
         Arm("rewards-alone", f"{ALONE} --seed 1"),
-        Arm("gradients", SHORT, tested=GRADIENTS),
+        Arm("control-2-first", f"{FIRST} --seed 2 --control shuffled"),
     ],
     "speed": [
         speed_of("speed-3", "--engine-replicas 3"),
@@ -141,7 +149,7 @@ def gpus() -> list[str]:
 
 def start(arm: Arm, gpu: str, given: argparse.Namespace, *, limit: float, beside: bool) -> subprocess.Popen[bytes]:
     command = arm.command(given.model, given.out, limit=limit, more=f"{BESIDE * beside} {given.more}")
-    notes = {"ART_MCP_GPU_MODEL": str(given.model), "ART_MCP_GPU_NOTES": str(given.out / "gradients.json")}
+    notes = {"ART_MCP_GPU_MODEL": str(given.model), "ART_MCP_GPU_NOTES": str(given.out / f"{arm.name}.json")}
     with (given.out / f"{arm.name}.log").open("wb") as log:
         log.write(f"{shlex.join(command)}\n".encode())
         log.flush()
@@ -173,20 +181,17 @@ class Queue:
             names = " ".join(arm.name for arm in self._waiting)
             print(f"not begun, for lack of time or of what they go on from: run again with --only {names}")
 
-    def _ready(self, arm: Arm) -> bool:
-        """Whether what it goes on from is there."""
-        return not arm.after or ALL[arm.after].has_left(self._given.out)
-
     def _begin(self) -> bool:
         """Gives free GPUs to the arms that can begin; whether any did."""
         begun = False
         for gpu, before in self._holding.items():
             left = self._until - time.monotonic()
-            free = before is None or before.name not in self._running or before.has_left(self._given.out)
-            ready = [arm for arm in self._waiting if self._ready(arm)]
-            enough = [arm for arm in ready if left > arm.least]
-            if free and enough:
-                arm, beside = enough[0], before is not None and before.name in self._running
+            beside = before is not None and before.name in self._running
+            free = not beside or (before is not None and before.has_left(self._given.out))
+            able = [arm for arm in self._waiting if arm.is_ready(self._given.out) and left > arm.least]
+            able = [arm for arm in able if arm.options or not beside]  # a test asks for the GPU's memory
+            if free and able:
+                arm = able[0]
                 self._waiting.remove(arm)
                 self._running[arm.name] = start(arm, gpu, self._given, limit=left, beside=beside)
                 self._holding[gpu] = arm
@@ -206,7 +211,7 @@ class Queue:
 def main() -> int:
     began = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("arms", choices=ARMS, help="which runs")
+    parser.add_argument("arms", nargs="+", choices=ARMS, help="which runs")
     parser.add_argument("--only", nargs="*", default=(), metavar="ARM", help="of these, only so called ones")
     parser.add_argument("--more", default="", metavar="OPTIONS", help="for each run, such as '--engine-replicas 5'")
     parser.add_argument("--model", type=Path, required=True, help="the folder that `art-mcp prepare` wrote")
@@ -215,9 +220,10 @@ def main() -> int:
     given = parser.parse_args()
     given.model, given.out = given.model.resolve(), given.out.resolve()
     given.out.mkdir(parents=True, exist_ok=True)
-    chosen = [arm for arm in ARMS[given.arms] if not given.only or arm.name in given.only]
+    offered = [arm for name in given.arms for arm in ARMS[name]]
+    chosen = [arm for arm in offered if not given.only or arm.name in given.only]
     if unknown := set(given.only) - {arm.name for arm in chosen}:
-        parser.error(f"{given.arms} has no {', '.join(sorted(unknown))}, but {', '.join(arm.name for arm in ARMS[given.arms])}")
+        parser.error(f"no {', '.join(sorted(unknown))} among {', '.join(arm.name for arm in offered)}")
     queue = Queue([arm for arm in chosen if not arm.is_done(given.out)], given, until=began + given.limit - SPARE)
     queue.run()
     return 1 if queue.failed or queue.left else 0
