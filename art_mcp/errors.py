@@ -99,6 +99,16 @@ def boundary(failure: type[ArtMcpError], what: str, *expected: type[BaseExceptio
         raise
 
 
+def rebuilt(kind: str, message: str, *, trace: str) -> Exception:
+    """An error of another process: one of these by its name; anything else is a bug there, of which `trace` says where."""
+    known = globals().get(kind)
+    if isinstance(known, type) and issubclass(known, ArtMcpError):
+        return known(message)
+    bug = RuntimeError(f"{kind}: {message}")
+    bug.add_note(f"in the other process:\n{trace}")
+    return bug
+
+
 def explained(text: str, wrote: str) -> str:
     """An error as a server answered with it, and what it `wrote` of it elsewhere, where that says more."""
     return f"{text} (its server wrote: {wrote})" if wrote and wrote not in text else text

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from art_mcp.child import launch_command
 
-ENGINE = "--engine vllm --micro-batch-tokens 8192 --engine-replicas 3 --memory-share 0.25"
+ENGINE = "--engine vllm --micro-batch-tokens 8192 --engine-replicas 3 --memory-share 0.25 --tool-processes 1"
 SHARED = "--groups 128 --rollouts 8 --share learning --progress 0.3 --temperature 1.2 --overlap 2 --seconds 288 --eval-n 500"
 WEAK = f"--trainer torch {SHARED} --warm-epochs 4 --warm-batch 32 --learning-rate 2e-4 --reserve 45"
 FIRST = f"{WEAK} --warm-start 200 --no-before --no-beyond"
@@ -130,6 +130,7 @@ ARMS = {
     ],
     "speed": [
         speed_of("speed-3", "--engine-replicas 3"),
+        speed_of("speed-3-here", "--engine-replicas 3 --tool-processes 0"),
         speed_of("speed-3-decoding", f"--engine-replicas 3 {DECODING}"),
         speed_of("speed-1", "--engine-replicas 1"),
         speed_of("speed-5", "--engine-replicas 5"),

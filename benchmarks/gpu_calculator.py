@@ -214,7 +214,8 @@ async def main(arguments: argparse.Namespace) -> None:
     try:
         async with AsyncExitStack() as stack:
             backend = await stack.enter_async_context(make_backend(arguments))
-            conditions = await stack.enter_async_context(open_conditions(arguments.levels, progress=arguments.progress))
+            opening = open_conditions(arguments.levels, progress=arguments.progress, processes=arguments.tool_processes)
+            conditions = await stack.enter_async_context(opening)
             model = Recorded.of(make_spec(arguments))
             shown, playing = await open_model(model, backend, conditions, arguments)
             clock.say(f"started: {backend.facts(model)}; {len(shown)} demonstrations played in {playing:.1f} s")

@@ -20,7 +20,7 @@ from art_mcp.agent.overlap import Played, Rounds, open_rounds, staleness
 from art_mcp.agent.places import Places, places_of
 from art_mcp.core.samples import check_alive, make_samples
 from art_mcp.types import Sample, Scenario, TrainConfig, TrajectoryGroup
-from benchmarks.gpu_replay import Recorded, cpu_seconds, first_token, replay
+from benchmarks.gpu_replay import Recorded, cpu_seconds, cpu_seconds_of, first_token, replay, tool_processes
 from benchmarks.gpu_report import Clock, Curve, Delays, Report
 from benchmarks.gpu_stage import Condition, Draw, play
 
@@ -105,6 +105,7 @@ async def reinforce(run: Run, *, seconds: float) -> dict[str, Any]:
     beginning to the last one's end, whatever became of them."""
     given, began, start = run.arguments, time.monotonic(), await run.model.get_step()
     stepper, sampled, step = Stepper(run), run.model.sampled, start
+    holders = tool_processes()
     until = math.inf if given.steps is None else start + given.steps
     async with AsyncExitStack() as stack:
         stack.enter_context(collections_between_steps())
@@ -122,14 +123,14 @@ async def reinforce(run: Run, *, seconds: float) -> dict[str, Any]:
         watching.start_soon(stepper.delays.watch)
         while (spent := time.monotonic() - began) < seconds and step < until:
             keep_requests(run)
-            started, cpu, before = time.monotonic(), cpu_seconds(), run.model.sampled
+            started, cpu, cpu_there, before = time.monotonic(), cpu_seconds(), cpu_seconds_of(holders), run.model.sampled
             played = await rounds.play(step)
-            answered = run.model.sampled - before
-            used = (cpu_seconds() - cpu) / max(1e-9, time.monotonic() - started)
+            answered, waited = run.model.sampled - before, max(1e-9, time.monotonic() - started)
+            used, used_there = (cpu_seconds() - cpu) / waited, (cpu_seconds_of(holders) - cpu_there) / waited
             row = await stepper.learn(played, rounds, step=step, rate=rate_at(given, spent / seconds))
             first = await first_token(run.model, run.model.requests[0].token_ids)
-            row |= {"client_cpu_in_rollout": used, "seconds_first_token": first, "seconds": time.monotonic() - began}
-            row |= {"tokens_while_waiting": answered}
+            row |= {"client_cpu_in_rollout": used, "tool_cpu_in_rollout": used_there, "tokens_while_waiting": answered}
+            row |= {"seconds_first_token": first, "seconds": time.monotonic() - began}
             run.curve.metrics(step, row)
             run.report.add(curve=run.curve.rows)
             step += 1

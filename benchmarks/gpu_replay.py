@@ -5,10 +5,12 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import anyio
+import psutil
 
 from art_mcp.model import TrainableModel
 from art_mcp.ports import Sampler
@@ -72,6 +74,21 @@ class Recorded(TrainableModel[None]):
 def cpu_seconds() -> float:
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
+
+
+def tool_processes() -> list[psutil.Process]:
+    """Those under this one that hold connections to tool servers, without their launchers."""
+    found: list[psutil.Process] = []
+    for one in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            line = one.cmdline()
+            if "art_mcp.tools.apart" in line and "-S" not in line:
+                found.append(one)
+    return found
+
+
+def cpu_seconds_of(processes: Sequence[psutil.Process]) -> float:
+    return sum(one.cpu_times().user + one.cpu_times().system for one in processes)
 
 
 async def replay(requests: Sequence[Request], *, worker: Any, concurrency: int) -> dict[str, float]:

@@ -140,7 +140,9 @@ async def main(arguments: argparse.Namespace) -> None:
     settings = [read_setting(text) for text in arguments.settings.split(",")]
     async with AsyncExitStack() as stack:
         backend = await stack.enter_async_context(make_backend(arguments))
-        conditions = await stack.enter_async_context(open_conditions(arguments.levels, progress=0.0))
+        conditions = await stack.enter_async_context(
+            open_conditions(arguments.levels, progress=0.0, processes=arguments.tool_processes)
+        )
         model = Recorded.of(make_spec(arguments))
         await model.register(backend)
         report.add(status="started", facts=backend.facts(model), seconds_start=clock.spent())

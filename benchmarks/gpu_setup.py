@@ -20,6 +20,7 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--engine-args", type=json.loads, default={}, metavar="JSON", help="options of vLLM's own")
     parser.add_argument("--engine-python", help="the interpreter of an environment that has vLLM")
     parser.add_argument("--memory-share", type=float, default=0.45, help="of the free GPU memory, for vLLM")
+    parser.add_argument("--tool-processes", type=int, default=0, help="that hold each condition's server; 0: the client")
     parser.add_argument("--engine-replicas", type=int, default=1, help="vLLM servers that share the memory")
     parser.add_argument("--in-process", action="store_true")
     parser.add_argument("--load-in-4bit", action="store_true")

@@ -53,8 +53,9 @@ class Condition:
 
 
 @asynccontextmanager
-async def open_conditions(levels: str, *, progress: float) -> AsyncGenerator[list[Condition]]:
-    """The calculator with `evaluate` offered and without; `progress` is the share of reward for steps on the way."""
+async def open_conditions(levels: str, *, progress: float, processes: int = 0) -> AsyncGenerator[list[Condition]]:
+    """The calculator with `evaluate` offered and without; `progress` is the share of reward for steps on the way, `processes`
+    how many hold the server of each, in place of this one."""
     async with AsyncExitStack() as stack:
         found: list[Condition] = []
         for name, evaluate in (("with", True), ("without", False)):
@@ -62,7 +63,7 @@ async def open_conditions(levels: str, *, progress: float) -> AsyncGenerator[lis
             if progress:
                 train = replace(train, rewards={**train.rewards, "progress": partial(reached, weight=progress)})
             test = load_environment("calculator", levels="1-8", evaluate=evaluate)
-            toolbox = await stack.enter_async_context(open_tools([SERVER], folder=".", only=train.tools))
+            toolbox = await stack.enter_async_context(open_tools([SERVER], folder=".", only=train.tools, processes=processes))
             found.append(Condition(name, train, test, toolbox))
         yield found
 

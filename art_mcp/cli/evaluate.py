@@ -40,6 +40,7 @@ def command(
     engine_python: o.EnginePython = None,
     engine_arg: o.EngineArgs = None,
     engine_replicas: o.EngineReplicas = 1,
+    tool_processes: o.ToolProcesses = 0,
     concurrency: Concurrency = None,
     price_in: Annotated[float | None, o.number("--price-in", min=0, help=f"What a million {PRICED} costs.")] = None,
     price_out: Annotated[float | None, o.number("--price-out", min=0, help="And a million that it wrote.")] = None,
@@ -64,7 +65,6 @@ def command(
     result = anyio.run(run)
     shown = without_login(model)
     o.write(f"{environment} {split}, model {shown}, temperature {temperature:g}, n={result.n}, failed={result.failed}")
-    o.write(f"  solved {result.solved:.3f} [{result.ci95[0]:.3f}, {result.ci95[1]:.3f}]  reward {result.reward:.3f}")
     show(result)
     cost = cost_of(result.usage, price_in, price_out) if result.usage else None
     if result.usage:
@@ -76,7 +76,8 @@ def command(
 
 
 def show(result: Evaluation) -> None:
-    """The figures of each level, and of the calls."""
+    """The figures of all, of each level, and of the calls."""
+    o.write(f"  solved {result.solved:.3f} [{result.ci95[0]:.3f}, {result.ci95[1]:.3f}]  reward {result.reward:.3f}")
     for level, figures in result.by_level.items():
         low, high = figures.ci95
         o.write(f"  level {level}  n={figures.n:<5} solved {figures.solved:.3f} [{low:.3f}, {high:.3f}]")

@@ -110,6 +110,15 @@ EngineArgs = Annotated[
 EngineReplicas = Annotated[
     int, typer.Option("--engine-replicas", min=1, help="vLLM servers on one GPU; 2 or 3 are faster for small models.")
 ]
+ToolProcesses = Annotated[
+    int,
+    typer.Option(
+        "--tool-processes",
+        min=0,
+        help="Processes that hold the connections to the servers, each its own; 0: this one. One is faster where rollouts keep "
+        "this process's core busy; several are for servers that keep nothing between calls.",
+    ),
+]
 Trainer = Annotated[
     Literal["torch", "unsloth"] | None,
     typer.Option("--trainer", help="What trains (default: Unsloth for LoRA beside vLLM, where it is installed)."),

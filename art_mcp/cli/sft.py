@@ -58,6 +58,7 @@ def command(
     engine_python: o.EnginePython = None,
     engine_arg: o.EngineArgs = None,
     engine_replicas: o.EngineReplicas = 1,
+    tool_processes: o.ToolProcesses = 0,
     trainer: o.Trainer = None,
     wandb: o.Wandb = None,
     json: o.Json = False,

@@ -100,6 +100,7 @@ def command(
     engine_python: o.EnginePython = None,
     engine_arg: o.EngineArgs = None,
     engine_replicas: o.EngineReplicas = 1,
+    tool_processes: o.ToolProcesses = 0,
     trainer: o.Trainer = None,
     weave: o.Weave = None,
     wandb: o.Wandb = None,

@@ -26,9 +26,8 @@ from typing import Any, TypeAlias, cast
 
 import anyio
 
-import art_mcp.errors
 from art_mcp.child import launch_command, signal_name
-from art_mcp.errors import ArtMcpError, EngineError, describe
+from art_mcp.errors import EngineError, describe, rebuilt
 from art_mcp.local.worker import WORKSPACE, WORKSPACES, Settings, Worker
 from art_mcp.types import Completion, LoraSpec, ModelSpec, Policy, Sample, SamplingParams, Span, TrainConfig
 
@@ -177,16 +176,6 @@ def reply_of(line: bytes) -> dict[str, Any]:
 
 def ending(code: int) -> str:
     return f"exit code {code}" if code >= 0 else f"killed by {signal_name(-code)}"
-
-
-def rebuilt(kind: str, message: str, *, trace: str) -> Exception:
-    """An error of ours by its name; anything else is a bug in the child, of which the traceback says where."""
-    known = getattr(art_mcp.errors, kind, None)
-    if isinstance(known, type) and issubclass(known, ArtMcpError):
-        return known(message)
-    bug = RuntimeError(f"{kind}: {message}")
-    bug.add_note(f"in the worker process:\n{trace}")
-    return bug
 
 
 def packed(sample: Sample) -> list[str | float | None]:

@@ -14,9 +14,10 @@ import anyio
 from anyio.abc import TaskGroup
 
 from art_mcp.environment import Environment
-from art_mcp.errors import ArtMcpError, ToolServerError
+from art_mcp.errors import ArtMcpError, ConfigError, ToolServerError
 from art_mcp.ports import Toolbox, Toolboxes
-from art_mcp.tools.toolbox import McpToolbox, open_tools, ungrouped
+from art_mcp.tools.link import ungrouped
+from art_mcp.tools.toolbox import McpToolbox, open_tools
 from art_mcp.types import Tool, ToolCall, ToolResult
 
 STARTS = max(8, os.cpu_count() or 1)
@@ -27,13 +28,23 @@ Open: TypeAlias = Callable[[], AbstractAsyncContextManager[McpToolbox]]
 
 @asynccontextmanager
 async def open_servers(
-    environment: Environment, *, config: str | Path = "config.json", folder: str | Path | None = None
+    environment: Environment,
+    *,
+    config: str | Path = "config.json",
+    folder: str | Path | None = None,
+    processes: int = 0,
 ) -> AsyncGenerator[Toolboxes]:
     """The servers of an environment as what its rollouts are played on, for as long as the block lasts: one set for all, or up
-    to `environment.copies` sets. `config`, `folder` and what is raised: as for `open_tools`."""
+    to `environment.copies` sets. `config`, `folder`, `processes` and what is raised: as for `open_tools`; ConfigError also for
+    `processes` where each rollout has servers of its own."""
+    if processes and environment.copies:
+        raise ConfigError(
+            f"each rollout of environment {environment.name!r} has servers of its own (copies={environment.copies}), whose "
+            "connections are held by this process: leave processes (--tool-processes) out"
+        )
 
     def open_set() -> AbstractAsyncContextManager[McpToolbox]:
-        return open_tools(environment.servers, config=config, folder=folder, only=environment.tools)
+        return open_tools(environment.servers, config=config, folder=folder, only=environment.tools, processes=processes)
 
     if not environment.copies:
         async with open_set() as toolbox:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 import mcp.types
 from mcp import Client, MCPError
 from mcp.types import CONNECTION_CLOSED, INTERNAL_ERROR, INVALID_REQUEST, PARSE_ERROR, REQUEST_TIMEOUT
 
-from art_mcp.errors import ToolServerError, boundary, describe, explained
+from art_mcp.errors import ToolServerError, boundary, describe, explained, sole_cause
 from art_mcp.tools.connect import Connection, Era, connect, working_for
 from art_mcp.tools.endpoint import FAILURES, Endpoint
 from art_mcp.tools.inprocess import ServerObject
@@ -30,6 +32,28 @@ class Waiting:
     mode: Era
     connect_timeout: float
     call_timeout: float
+
+
+class Server(Protocol):
+    """A server as its toolbox sees it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def tools(self) -> tuple[mcp.types.Tool, ...]: ...
+
+    async def call(self, tool: str, arguments: Mapping[str, Any], *, limit: int) -> ToolResult:
+        """Raises ToolServerError, at once where the server is known to be gone."""
+        ...
+
+    def is_lost(self) -> bool:
+        """Whether it is known to be gone, also where no call has met that yet."""
+        ...
+
+    def last_error(self) -> str:
+        """What the server wrote while it last answered a call with an error, as far as that names one; "" if nothing."""
+        ...
 
 
 @dataclass(slots=True)
@@ -143,6 +167,41 @@ class Link:
             wrote = endpoint.error_within(before, endpoint.log.size())
             raise endpoint.failure(f"failed at {tool!r}: {explained(error.message, wrote)}") from error
         return ToolResult(whole(error.message), is_error=True)
+
+
+@asynccontextmanager
+async def open_links(servers: Sequence[ServerSpec | ServerObject], waiting: Waiting) -> AsyncGenerator[list[Link]]:
+    """All `servers`, connected in parallel, for as long as the block lasts. Raises ToolServerError when one cannot be reached,
+    ConfigError for what its spec says."""
+    links = [Link(name_of(server), server, waiting) for server in servers]
+    closing = anyio.Event()
+    with ungrouped():
+        async with anyio.create_task_group() as group:
+            for link in links:
+                group.start_soon(link.serve, closing)
+            for link in links:
+                await link.ready.wait()
+            try:
+                yield links
+            finally:
+                closing.set()
+
+
+def name_of(server: ServerSpec | ServerObject) -> str:
+    """A server's name as a tool's may begin with it."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", server.name)
+
+
+@contextmanager
+def ungrouped() -> Generator[None]:
+    """Frees what leaves a task group from the group."""
+    failure: BaseException | None = None
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        failure = sole_cause(group)
+    if failure is not None:
+        raise failure from failure.__cause__  # and not from the group that it was in
 
 
 def over_stdio(connection: Connection) -> bool:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import anyio
-
 from art_mcp.core.names import suggest
-from art_mcp.errors import ConfigError, sole_cause
+from art_mcp.errors import ConfigError
 from art_mcp.tools.config import is_target, load_config, pick, server_spec, target_spec
 from art_mcp.tools.connect import Era
 from art_mcp.tools.inprocess import ServerObject
-from art_mcp.tools.link import Link, Waiting
+from art_mcp.tools.link import Server, Waiting, name_of, open_links
 from art_mcp.tools.results import TEXT_LIMIT
 from art_mcp.tools.schemas import describe_tool
 from art_mcp.types import ServerSpec, Tool, ToolCall, ToolResult
@@ -72,7 +69,7 @@ class AllTools:
     """Every tool of open servers, by the names under which a toolbox offers some of them: for rewards, not for models."""
 
     tools: tuple[Tool, ...]
-    routes: Mapping[str, tuple[Link, str]]
+    routes: Mapping[str, tuple[Server, str]]
     text_limit: int
 
     @property
@@ -102,6 +99,7 @@ async def open_tools(
     connect_timeout: float = 30.0,
     call_timeout: float = 60.0,
     text_limit: int = TEXT_LIMIT,
+    processes: int = 0,
 ) -> AsyncGenerator[McpToolbox]:
     """All `servers`, connected in parallel, as one toolbox that lives as long as the block.
 
@@ -109,22 +107,23 @@ async def open_tools(
     with the same name become `<server>_<tool>`. `only` restricts what a policy is offered, and orders it; rewards may call the
     other tools too. Timeouts are in seconds (see `connect`), `text_limit` in characters of a result.
 
+    `processes`: how many other processes hold the connections, and with them servers in the same process; 0: this one. A call
+    takes half a millisecond of the process that makes it, and a rollout hardly more besides. Each has connections of its own,
+    so more than one is for servers that keep nothing between calls, or that are reached by a url.
+
     Raises ConfigError for an unknown server or tool and for a broken config; ToolServerError when a server cannot be reached.
     """
     waiting = Waiting(mode, connect_timeout, call_timeout)
-    links = [Link(name_of(server), server, waiting) for server in find_servers(servers, Path(config), folder=folder)]
-    refuse_twice("servers", [link.name for link in links])
-    closing = anyio.Event()
-    with ungrouped():
-        async with anyio.create_task_group() as group:
-            for link in links:
-                group.start_soon(link.serve, closing)
-            for link in links:
-                await link.ready.wait()
-            try:
-                yield offer(links, only, text_limit=text_limit)
-            finally:
-                closing.set()
+    found = find_servers(servers, Path(config), folder=folder)
+    refuse_twice("servers", [name_of(server) for server in found])
+    if processes:
+        from art_mcp.tools.apart import open_links_apart
+
+        opening: AbstractAsyncContextManager[Sequence[Server]] = open_links_apart(found, waiting, processes=processes)
+    else:
+        opening = open_links(found, waiting)
+    async with opening as links:
+        yield offer(links, only, text_limit=text_limit)
 
 
 def find_servers(servers: Sequence[AnyServer], config: Path, *, folder: str | Path | None) -> list[ServerSpec | ServerObject]:
@@ -144,17 +143,13 @@ def find_servers(servers: Sequence[AnyServer], config: Path, *, folder: str | Pa
     return found
 
 
-def name_of(server: ServerSpec | ServerObject) -> str:
-    return re.sub(r"[^A-Za-z0-9_-]", "_", server.name)
-
-
 def refuse_twice(what: str, names: Sequence[str]) -> None:
     for name, count in Counter(names).items():
         if count > 1:
             raise ConfigError(f"{count} {what} are called {name!r}; rename all but one of them")
 
 
-def offer(links: Sequence[Link], only: Sequence[str] | None, *, text_limit: int) -> McpToolbox:
+def offer(links: Sequence[Server], only: Sequence[str] | None, *, text_limit: int) -> McpToolbox:
     """A toolbox of what the links list, the names made unique."""
     counts = Counter(tool.name for link in links for tool in link.tools)
     listed = [
@@ -170,15 +165,3 @@ def offer(links: Sequence[Link], only: Sequence[str] | None, *, text_limit: int)
             raise ConfigError(f"no tool {name!r}; {suggest(name, tools)}")
     routes = {tool.name: (link, name) for tool, link, name in listed}
     return McpToolbox([tools[name] for name in chosen], AllTools(tuple(tools.values()), routes, text_limit))
-
-
-@contextmanager
-def ungrouped() -> Generator[None]:
-    """Frees what leaves a task group from the group."""
-    failure: BaseException | None = None
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        failure = sole_cause(group)
-    if failure is not None:
-        raise failure from failure.__cause__  # and not from the group that it was in

@@ -46,6 +46,7 @@ class Setting:
     engine_python: str | None = None
     engine_args: Mapping[str, Any] = field(default_factory=dict[str, Any])
     engine_replicas: int = 1
+    tool_processes: int = 0
     trainer: Literal["torch", "unsloth"] | None = None
     weave: str | None = None
 
@@ -155,7 +156,8 @@ async def open_stage(
             from art_mcp.tools import open_servers  # a slow import: only now, so that a wrong name is told at once
 
             backend = await stack.enter_async_context(backend_of(setting))
-            toolbox = await stack.enter_async_context(open_servers(environment, config=setting.config))
+            servers = open_servers(environment, config=setting.config, processes=setting.tool_processes)
+            toolbox = await stack.enter_async_context(servers)
             await model.register(backend)
         yield Stage(environment, toolbox, model, backend)
 
@@ -178,7 +180,7 @@ async def open_scene(
     model = await remote_model(setting, api_key=api_key)
     async with (
         weave_tracer(setting.weave) as tracer,
-        open_servers(environment, config=setting.config) as toolbox,
+        open_servers(environment, config=setting.config, processes=setting.tool_processes) as toolbox,
     ):
         yield Scene(environment, toolbox, model, tracer)
 

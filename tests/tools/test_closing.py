@@ -15,7 +15,7 @@ from odd import text_of
 
 from art_mcp.errors import ToolServerError
 from art_mcp.tools import http_client, open_tools
-from art_mcp.tools.toolbox import ungrouped
+from art_mcp.tools.link import ungrouped
 from art_mcp.types import ServerSpec
 
 pytestmark = pytest.mark.anyio
