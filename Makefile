@@ -67,7 +67,7 @@ check: $(VENV)/.dev
 	@$(BIN)/python -m pytest tests/test_house.py
 
 bench: $(VENV)/.local
-	@for name in parser template tool_calls start; do \
+	@for name in parser template tool_calls tool_cpu start; do \
 		echo "$$name"; $(BIN)/python -m benchmarks.$$name --out $(RESULTS)/$$name.json; done
 
 peers: $(PEERS)/inspector/.made $(PEERS)/vllm/.made $(PEERS)/verifiers/.made $(PEERS)/smollm2/.made

@@ -83,8 +83,8 @@ async def raw_call(spec: ServerSpec) -> AsyncIterator[Call]:
 
 
 @asynccontextmanager
-async def our_call(spec: ServerSpec) -> AsyncIterator[Call]:
-    async with open_tools([spec]) as toolbox:
+async def our_call(spec: ServerSpec, *, processes: int = 0) -> AsyncIterator[Call]:
+    async with open_tools([spec], processes=processes) as toolbox:
 
         async def call() -> str:
             return (await toolbox.call(ToolCall(TOOL, ARGUMENTS))).text
@@ -92,8 +92,8 @@ async def our_call(spec: ServerSpec) -> AsyncIterator[Call]:
         yield call
 
 
-async def time_batch(call: Call, calls: int, *, together: int) -> float:
-    """Seconds a call, with so many under way at a time."""
+async def time_batch(call: Call, calls: int, *, together: int, clock: Callable[[], float] = perf_counter) -> float:
+    """Seconds a call by `clock`, with so many under way at a time."""
 
     async def one_after_the_other() -> None:
         for _ in range(calls // together):
@@ -101,11 +101,11 @@ async def time_batch(call: Call, calls: int, *, together: int) -> float:
             assert text == ANSWER, text
 
     with without_collections():
-        began = perf_counter()
+        began = clock()
         async with anyio.create_task_group() as tasks:
             for _ in range(together):
                 tasks.start_soon(one_after_the_other)
-        return (perf_counter() - began) / (calls // together * together)
+        return (clock() - began) / (calls // together * together)
 
 
 async def compare_transport(transport: str, *, pairs: int, calls: int) -> dict[int, dict[str, Any]]:

@@ -9,7 +9,7 @@ import pytest
 from art_mcp.core.arguments import validate
 from art_mcp.core.parse import parse_calls
 from art_mcp.types import ToolCall
-from benchmarks import parser, start, template, tool_calls
+from benchmarks import parser, start, template, tool_calls, tool_cpu
 from benchmarks.open_door import mcnemar
 from benchmarks.pairs import compare, interval, rounds, settled, time_of
 from benchmarks.report import QUICK_PAIRS, publish, read_options, result_of
@@ -55,6 +55,14 @@ def test_tool_calls_are_timed_through_the_toolbox_and_the_sdk():
     assert result["together"] == 16
     assert result["alone"]["in_process"]["ours_calls_per_second"] > 0
     assert list(tool_calls.CASES) == ["in_process", "stdio", "sse", "http"]
+
+
+@pytest.mark.usefixtures("nothing_older_is_collected")
+def test_a_calls_cpu_here_is_measured_with_the_connection_here_and_elsewhere():
+    result = tool_cpu.measure(["in_process"], pairs=2, calls=64)
+    check_result(result, {"in_process"})
+    assert result["here"]["in_process"]["ours_seconds"]["median"] > 0
+    assert result["bounds"]["in_process"] > 1
 
 
 def test_start_times_fresh_processes_and_finds_no_heavy_library_in_them():
