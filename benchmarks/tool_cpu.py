@@ -8,7 +8,7 @@ the same for a toolbox that holds its connection itself. In process, the SDK's c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from time import process_time
 from typing import Any
 
@@ -29,12 +29,12 @@ async def compare_transport(transport: str, *, pairs: int, calls: int) -> dict[s
     """The figures of `ours`, and of `here`, beside the SDK's."""
     times: dict[str, list[float]] = {way: [] for way in WAYS}
     with serving(transport) as spec:
-        for number, way in enumerate(rounds(list(WAYS), pairs + 1)):
-            async with WAYS[way](spec) as call:  # alone: an open connection looks after itself, which is CPU too
-                await time_batch(call, TOGETHER, together=TOGETHER, clock=process_time)
-                seconds = await time_batch(call, calls, together=TOGETHER, clock=process_time)
-            if number >= len(WAYS):  # the first round warms up
-                times[way].append(seconds)
+        async with AsyncExitStack() as stack:
+            sides = {way: await stack.enter_async_context(open_side(spec)) for way, open_side in WAYS.items()}
+            for number, way in enumerate(rounds(list(WAYS), pairs + 1)):
+                seconds = await time_batch(sides[way], calls, together=TOGETHER, clock=process_time)
+                if number >= len(WAYS):  # the first round warms up
+                    times[way].append(seconds)
     return {way: compare(times[way], times["peer"]) for way in ("ours", "here")}
 
 
