@@ -189,7 +189,7 @@ class Queue:
             left = self._until - time.monotonic()
             beside = before is not None and before.name in self._running
             free = not beside or (before is not None and before.has_left(self._given.out))
-            able = [arm for arm in self._waiting if arm.is_ready(self._given.out) and left > arm.least]
+            able = [arm for arm in self._waiting if arm.is_ready(self._given.out) and left > (self._given.least or arm.least)]
             able = [arm for arm in able if arm.options or not beside]  # a test asks for the GPU's memory
             if free and able:
                 arm = able[0]
@@ -215,6 +215,7 @@ def main() -> int:
     parser.add_argument("arms", nargs="+", choices=ARMS, help="which runs")
     parser.add_argument("--only", nargs="*", default=(), metavar="ARM", help="of these, only so called ones")
     parser.add_argument("--more", default="", metavar="OPTIONS", help="for each run, such as '--engine-replicas 5'")
+    parser.add_argument("--least", type=float, metavar="SECONDS", help="begin an arm for which so much is left: it trains shorter")
     parser.add_argument("--model", type=Path, required=True, help="the folder that `art-mcp prepare` wrote")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--limit", type=float, default=575.0, help="seconds for all, the start included")

@@ -47,7 +47,8 @@ class Agreement:
     def look(self, target: float) -> tuple[dict[str, float], float]:
         """Figures of the gradient that the parameters hold: `agreement`, its cosine with the momentum, and `agreement_t`, where
         there are FEWEST of them; and how sure they make of it, from 0 to WIDEST: t / `target`, less where they are fewer than
-        WINDOW. Below 1 that is the part of the learning rate that a step is to take; above, by how much farther it may go.
+        WINDOW. Above 1 that is by how much farther a step may go; below, its square is the part of the learning rate that a step
+        is to take, for a t under 1 is as often chance.
         Where nothing is known it is 1: at first, and for a gradient that is not finite."""
         found = self._cosine()
         if found is None:
@@ -57,7 +58,8 @@ class Agreement:
             return {"agreement": found}, 1.0
         statistic = t_of(self.cosines)
         wanted = target * QUANTILES[len(self.cosines) - FEWEST] / QUANTILES[-1]
-        return {"agreement": found, "agreement_t": statistic}, min(WIDEST, max(0.0, statistic / wanted))
+        sure = min(WIDEST, max(0.0, statistic / wanted))
+        return {"agreement": found, "agreement_t": statistic}, sure * min(1.0, sure)
 
     @torch.no_grad()
     def _cosine(self) -> float | None:

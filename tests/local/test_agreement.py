@@ -87,14 +87,14 @@ def test_a_gradient_that_has_no_direction_says_nothing(gradient):
     ("last", "part"),
     [
         ([0.9, 0.95, 1.0, 0.97], 4.0),
-        ([0.3, 0.31, 0.29, 0.3], 1.0476 * 2.093 / 2.776),
-        ([0.1, -0.1, 0.1, -0.1], 0.3253 * 2.093 / 2.776),
+        ([0.3, 0.31, 0.29, 0.3], (1.0476 * 2.093 / 2.776) ** 2),
+        ([0.1, -0.1, 0.1, -0.1], (0.3253 * 2.093 / 2.776) ** 2),
         ([-0.3, -0.31, -0.3, -0.2], 0.0),
-        ([0.5, 0.5], 4.0 / 3 * 2.093 / 4.303),
-        ([0.1, -0.1] * 10, 0.2727),
+        ([0.5, 0.5], (4.0 / 3 * 2.093 / 4.303) ** 2),
+        ([0.1, -0.1] * 10, 0.2727**2),
     ],
 )
-def test_how_far_a_step_may_go_grows_with_t_up_to_four_times_the_target(last, part):
+def test_a_steps_part_grows_with_the_square_of_t_up_to_the_target_and_how_far_it_may_go_to_four_times_that(last, part):
     _, agreement, optimizer = watched([([1.0, 0.0], [0.0])])
     optimizer.param_groups[0]["agreements"] = [*last]
     optimizer.param_groups[0]["params"][0].grad = torch.tensor([1.0, 0.0]) if part else torch.tensor([0.0, 1.0])
