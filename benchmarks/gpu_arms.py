@@ -215,7 +215,7 @@ def main() -> int:
     parser.add_argument("arms", nargs="+", choices=ARMS, help="which runs")
     parser.add_argument("--only", nargs="*", default=(), metavar="ARM", help="of these, only so called ones")
     parser.add_argument("--more", default="", metavar="OPTIONS", help="for each run, such as '--engine-replicas 5'")
-    parser.add_argument("--least", type=float, metavar="SECONDS", help="begin an arm for which so much is left: it trains shorter")
+    parser.add_argument("--least", type=float, metavar="SECONDS", help="begin an arm with so much left: it trains shorter")
     parser.add_argument("--model", type=Path, required=True, help="the folder that `art-mcp prepare` wrote")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--limit", type=float, default=575.0, help="seconds for all, the start included")
