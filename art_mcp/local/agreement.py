@@ -47,9 +47,9 @@ class Agreement:
     def look(self, target: float) -> tuple[dict[str, float], float]:
         """Figures of the gradient that the parameters hold: `agreement`, its cosine with the momentum, and `agreement_t`, where
         there are FEWEST of them; and how sure they make of it, from 0 to WIDEST: t / `target`, less where they are fewer than
-        WINDOW. Above 1 that is by how much farther a step may go; below, it is squared, and the part of the learning rate that a
-        step is to take: a t of 1 is chance at one step in six. Where nothing is known it is 1: at first, and for a gradient that
-        is not finite."""
+        WINDOW. Above 1 that is by how much farther a step may go; below, squared, the part of the learning rate that it is to
+        take, since a t of 1 is chance at one step in six. Where nothing is known it is 1: at first, and for a gradient that is
+        not finite."""
         found = self._cosine()
         if found is None:
             return {}, 1.0
