@@ -82,13 +82,19 @@ def tool_processes() -> list[psutil.Process]:
     for one in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):  # it has just ended
             line = one.cmdline()
-            if "art_mcp.tools.apart" in line and "-S" not in line:
+            if "art_mcp.tools.holder" in line and "-S" not in line:
                 found.append(one)
     return found
 
 
 def cpu_seconds_of(processes: Sequence[psutil.Process]) -> float:
-    return sum(one.cpu_times().user + one.cpu_times().system for one in processes)
+    """Of those that are still there."""
+    used = 0.0
+    for one in processes:
+        with suppress(psutil.NoSuchProcess):
+            times = one.cpu_times()
+            used += times.user + times.system
+    return used
 
 
 async def replay(requests: Sequence[Request], *, worker: Any, concurrency: int) -> dict[str, float]:

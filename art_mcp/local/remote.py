@@ -42,7 +42,7 @@ class RemoteWorker:
     """
 
     def __init__(self, name: str, spec: ModelSpec, settings: Settings) -> None:
-        command = launch_command(sys.executable, ["-m", "art_mcp.local.remote"])
+        command = launch_command(sys.executable, ["-P", "-m", "art_mcp.local.remote"])  # -P: a file here is no library
         fixed = {WORKSPACE: WORKSPACES[0]} if settings.deterministic else {}
         environment = {**fixed, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         # in a session of its own: Ctrl-C reaches us alone, and the child lives until its checkpoint is written
