@@ -157,7 +157,7 @@ def family(worker):
 
 
 def worker_of(processes):
-    (child,) = [process for process, words in commands(processes) if words[1] == "-m"]  # the others are the launcher's
+    (child,) = [process for process, words in commands(processes) if words[1] == "-P"]  # the others are the launcher's
     return child
 
 

@@ -30,7 +30,7 @@ def engine(command: Command) -> psutil.Process:
 
 
 def trainer(command: Command) -> psutil.Process:
-    (found,) = [process for process in command.family() if process.cmdline()[1:] == ["-m", "art_mcp.local.remote"]]
+    (found,) = [process for process in command.family() if process.cmdline()[1:] == ["-P", "-m", "art_mcp.local.remote"]]
     return found
 
 

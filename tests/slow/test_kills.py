@@ -16,7 +16,7 @@ from tests.slow.killing import ROOT, Command, processor_seconds, started, steps_
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SHAPE = ["--groups", "2", "--rollouts", "4", "--lr", "1e-3", "--save-every", "1", "--eval-n", "0", "--deterministic"]
-CHILD = ["-m", "art_mcp.local.remote"]
+CHILD = ["-P", "-m", "art_mcp.local.remote"]
 """What trains and samples, in a process of its own; the launcher's command ends with it too."""
 VICTIMS = [*["parent"] * 4, *["trainer"] * 3, *["launcher"] * 3]
 MOST_SECONDS = 1.5
@@ -35,7 +35,7 @@ def victim_of(command: Command, name: str) -> psutil.Process:
     parent, *below = command.family()
     if name == "parent":
         return parent
-    ours = [process for process in below if process.cmdline()[-2:] == CHILD]
+    ours = [process for process in below if process.cmdline()[-len(CHILD) :] == CHILD]
     # the launcher's guard has its command too
     (found,) = [one for one in ours if (one.cmdline()[1:] == CHILD if name == "trainer" else one.ppid() == parent.pid)]
     return found
