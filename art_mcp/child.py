@@ -183,6 +183,17 @@ def signal_group(group: int, number: int) -> None:
         os.killpg(group, number)
 
 
+def module_command(module: str) -> tuple[list[str], dict[str, str]]:
+    """The command that runs a module in a Python as ours, and what its environment needs for that: all of our sys.path. (-P: a
+    file of the working folder is not to be taken for a library.)"""
+    return [sys.executable, "-P", "-m", module], {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+def ending(code: int) -> str:
+    """How a process ended, by its return code as `subprocess` gives it."""
+    return f"exit code {code}" if code >= 0 else f"killed by {signal_name(-code)}"
+
+
 def signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name

@@ -9,7 +9,7 @@ at a time, within a time that they share.
 `weak` is the two halves of three seeds from a weak start and of their control; `others` the main line, tests (of gradients, of
 the main line's adapter elsewhere, of kill -9), rewards alone, and a second control; `speed` what graphs and servers bring to
 the first seed's rollouts. Several sets may be given (`weak others`). Where there are fewer GPUs than arms, they wait for one
-another, in this order; the next one's engine starts while the last one's answers are evaluated, tests when it has ended. The
+another, in this order; the next one's engine starts while the last one's answers are evaluated, a lone test after that. The
 limits are for two GPUs; arms for which too little is left are named. Each writes OUT/ARM.log and OUT/ARM/result.json, those of
 `speed` OUT/ARM/rollout_speed.json, and tests OUT/ARM.json. What OUT has finished already is not run again, but for tests.
 """

@@ -26,7 +26,7 @@ from typing import Any, TypeAlias, cast
 
 import anyio
 
-from art_mcp.child import launch_command, signal_name
+from art_mcp.child import ending, launch_command, module_command
 from art_mcp.errors import EngineError, describe, rebuilt
 from art_mcp.local.worker import WORKSPACE, WORKSPACES, Settings, Worker
 from art_mcp.types import Completion, LoraSpec, ModelSpec, Policy, Sample, SamplingParams, Span, TrainConfig
@@ -42,9 +42,10 @@ class RemoteWorker:
     """
 
     def __init__(self, name: str, spec: ModelSpec, settings: Settings) -> None:
-        command = launch_command(sys.executable, ["-P", "-m", "art_mcp.local.remote"])  # -P: a file here is no library
+        argv, needed = module_command("art_mcp.local.remote")
+        command = launch_command(argv[0], argv[1:])
         fixed = {WORKSPACE: WORKSPACES[0]} if settings.deterministic else {}
-        environment = {**fixed, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        environment = {**fixed, **os.environ, **needed}
         # in a session of its own: Ctrl-C reaches us alone, and the child lives until its checkpoint is written
         self._process = subprocess.Popen(
             [command[0], *command[1]],
@@ -172,10 +173,6 @@ def reply_of(line: bytes) -> dict[str, Any]:
             return cast("dict[str, Any]", reply)
     sys.stderr.write(line.decode(errors="replace"))
     return {"id": None}
-
-
-def ending(code: int) -> str:
-    return f"exit code {code}" if code >= 0 else f"killed by {signal_name(-code)}"
 
 
 def packed(sample: Sample) -> list[str | float | None]:

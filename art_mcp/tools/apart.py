@@ -21,7 +21,7 @@ from anyio.abc import Process, TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from art_mcp.agent.group import first_failure
-from art_mcp.child import open_child, signal_name
+from art_mcp.child import ending, module_command, open_child
 from art_mcp.errors import ConfigError, ToolServerError, describe, rebuilt
 from art_mcp.tools.holder import OWN_PATH, line_of
 from art_mcp.tools.inprocess import ServerObject
@@ -89,9 +89,9 @@ def as_values(spec: ServerSpec) -> dict[str, Any]:
 @asynccontextmanager
 async def open_holder(tasks: TaskGroup) -> AsyncGenerator[Holder]:
     """A process that waits for its servers; it closes them when the block ends."""
-    own = {OWN_PATH: os.environ.get("PYTHONPATH", ""), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    # -P: a file of the working folder is not to be taken for a library
-    async with open_child([sys.executable, "-P", "-m", "art_mcp.tools.holder"], env={**os.environ, **own}) as process:
+    argv, needed = module_command("art_mcp.tools.holder")
+    own = {OWN_PATH: os.environ.get("PYTHONPATH", "")}
+    async with open_child(argv, env={**os.environ, **needed, **own}) as process:
         outbox, lines = anyio.create_memory_object_stream[bytes](inf)
         holder = Holder(process, outbox)
         tasks.start_soon(holder.write, lines)
@@ -174,11 +174,9 @@ class Holder:
                             self.hand_on(line)
                         parts.clear()
                     parts.append(rest)
-            code = await self.process.wait()
-            how = f"exit code {code}" if code >= 0 else f"killed by {signal_name(-code)}"
-            self.ended = (
-                self.ended or f"the process {self.process.pid} that held the connections to the servers has ended ({how})"
-            )
+            how = ending(await self.process.wait())
+            gone = f"the process {self.process.pid} that held the connections to the servers has ended ({how})"
+            self.ended = self.ended or gone
         finally:
             self.ended = self.ended or "the servers are closed: the block that opened them was cancelled"
             waiting, self.waiting = self.waiting, {}
