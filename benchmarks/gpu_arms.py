@@ -121,8 +121,8 @@ ARMS = {
     "weak": [WEAK_1[0], WEAK_2[0], WEAK_1[1], CONTROL_1[0], WEAK_2[1], CONTROL_1[1], *WEAK_3],
     "others": [
         Arm("main-unsloth", f"{MAIN} --trainer unsloth --seed 16 --before sampled --dump OUT/main-unsloth/samples.json"),
-        Arm("main-torch", f"{MAIN} --trainer torch --seed 17 --no-before"),
         Arm("gradients", SHORT, tested=GRADIENTS, least=240.0),
+        Arm("main-torch", f"{MAIN} --trainer torch --seed 17 --no-before"),
         Arm("elsewhere", after="main-unsloth", tested=ELSEWHERE, least=120.0),
         Arm("kills", tested="tests/gpu/test_kills.py", least=120.0),
         Arm("rewards-alone", f"{ALONE} --seed 1"),

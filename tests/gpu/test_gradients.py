@@ -90,16 +90,6 @@ def compare(one, other):
     return {"cosine": cosine, "size": float(flat[0].norm()) / size, "distance": float((flat[0] - flat[1]).norm()) / size}
 
 
-def test_in_single_precision_the_first_gradient_of_unsloth_is_torchs_exact_one(gradient_of, note):
-    """Little is rounded there, so what is apart would be the objective, the masks, or what the model is given. (Torch's own
-    float32 would not do: its products are in bfloat16 on a GPU.)"""
-    (unsloth, figures), (exact, exact_figures) = gradient_of("unsloth", "float32"), gradient_of("torch", "float64")
-    apart = compare(unsloth, exact)
-    note(**apart, figures=figures, exact_figures=exact_figures)
-    assert apart["cosine"] >= 0.99
-    assert apart["size"] == pytest.approx(1.0, abs=0.02)
-
-
 @pytest.mark.parametrize("trainer", ["unsloth", "torch"])
 def test_the_first_gradient_has_the_direction_of_torchs_and_is_as_near_the_exact_one(trainer, here, gradient_of, note):
     """Where a trained policy is nearly sure, few tokens make the gradient, and rounding to half precision moves just these: two
@@ -141,3 +131,13 @@ async def test_torch_takes_the_same_step_in_both_process_modes(gpu_run, samples,
     note(here=metrics[0], child=metrics[1])
     for name in ("loss", "gradient_norm", "mismatch"):
         assert metrics[1][name] == pytest.approx(metrics[0][name], rel=0.02, abs=1e-4)
+
+
+def test_in_single_precision_the_first_gradient_of_unsloth_is_torchs_exact_one(gradient_of, note):
+    """Little is rounded there, so what is apart would be the objective, the masks, or what the model is given. (Torch's own
+    float32 would not do: its products are in bfloat16 on a GPU.)"""
+    (unsloth, figures), (exact, exact_figures) = gradient_of("unsloth", "float32"), gradient_of("torch", "float64")
+    apart = compare(unsloth, exact)
+    note(**apart, figures=figures, exact_figures=exact_figures)
+    assert apart["cosine"] >= 0.99
+    assert apart["size"] == pytest.approx(1.0, abs=0.02)
