@@ -8,6 +8,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from art_mcp.errors import ConfigError
+from art_mcp.values import AboveZero, CountFromOne, CountFromZero, FromZero, check_values
+
 JsonObject: TypeAlias = Mapping[str, Any]
 
 Message: TypeAlias = Mapping[str, Any]
@@ -324,8 +327,11 @@ class Policy:
 class LoraSpec:
     """Low-rank adapters on all linear layers; `rank` 16–32 is usual."""
 
-    rank: int = 16
-    alpha: int = 32
+    rank: CountFromOne = 16
+    alpha: CountFromOne = 32
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,33 +353,43 @@ class ModelSpec:
     load_in_4bit: bool = False
     exact_model: bool = False
 
+    def __post_init__(self) -> None:
+        check_values(self)
+
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """The objective and the optimizer. The defaults: group mean baseline, CISPO weight ("reinforce": weight 1), token mean."""
+    """The objective and the optimizer. The defaults: group mean baseline, CISPO weight ("reinforce": weight 1), token mean.
+    Raises ConfigError for a word that is none of an option's, and for a number out of its bounds."""
 
-    learning_rate: float | None = None
+    learning_rate: FromZero | None = None
     """None: 1e-4 for LoRA, 3e-4 for models under 10 M parameters, 1e-5 otherwise. `target_kl` bounds what a step of it does."""
     objective: Literal["cispo", "reinforce", "ppo", "gspo"] = "cispo"
     baseline: Literal["mean", "leave_one_out"] = "mean"
     scale_advantages: bool = False
     normalize: Literal["tokens", "sequences", "constant"] = "tokens"
-    weight_cap: float = 5.0
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    kl_beta: float = 0.0
+    weight_cap: AboveZero = 5.0
+    clip_low: FromZero = 0.2
+    clip_high: FromZero = 0.28
+    kl_beta: FromZero = 0.0
     sequence_ratio_bounds: tuple[float, float] | None = None
-    max_grad_norm: float = 1.0
-    target_kl: float | None = 5e-4
+    max_grad_norm: AboveZero = 1.0
+    target_kl: AboveZero | None = 5e-4
     """A step that moves the policy by a larger KL is scaled down to it, measured on its own samples; None: whole steps."""
-    min_agreement: float | None = 3.0
+    min_agreement: AboveZero | None = 3.0
     """Steps shrink where Student's t of the last gradients' agreement is below it, target_kl grows above it; None: neither."""
-    warmup_steps: int = 5
-    temperature: float = 1.0
+    warmup_steps: CountFromZero = 5
+    temperature: AboveZero = 1.0
     share_prefix: bool = True
-    micro_batch_tokens: int = 4096
+    micro_batch_tokens: CountFromOne = 4096
     control: Literal["none", "shuffled"] = "none"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        bounds = self.sequence_ratio_bounds
+        if bounds and not 0 < bounds[0] < bounds[1]:
+            raise ConfigError(f"TrainConfig: sequence_ratio_bounds is {bounds}; write the lower one first, above 0")
 
     def with_(self, **changes: Any) -> TrainConfig:
         """A copy with some values changed."""

@@ -15,6 +15,7 @@ from art_mcp.agent.loop import Save, pick, saved_steps, to_its_end
 from art_mcp.model import TrainableModel
 from art_mcp.ports import Recorder
 from art_mcp.types import Sample, TrainConfig
+from art_mcp.values import AboveZero, CountFromOne, FromZero, check_values
 
 Imitate: TypeAlias = Callable[[Sequence[Sample], TrainConfig], Awaitable[Mapping[str, float]]]
 """One supervised step."""
@@ -34,14 +35,17 @@ class Lessons:
     `seconds` ends it earlier. `learning_rate` None: 2e-4 for LoRA, 1e-3 for models under 10 M parameters, 2e-5 otherwise.
     """
 
-    demonstrations: int = 1000
+    demonstrations: CountFromOne = 1000
     source: str = "solutions"
-    epochs: float = 1.0
-    steps: int | None = None
-    seconds: float | None = None
-    batch: int = 32
-    learning_rate: float | None = None
+    epochs: AboveZero = 1.0
+    steps: CountFromOne | None = None
+    seconds: FromZero | None = None
+    batch: CountFromOne = 32
+    learning_rate: FromZero | None = None
     schedule: Literal["cosine", "constant"] = "cosine"
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
     def steps_for(self, count: int) -> int:
         """How many steps so many demonstrations are learned."""

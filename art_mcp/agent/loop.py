@@ -25,6 +25,7 @@ from art_mcp.environment import Environment
 from art_mcp.model import TrainableModel
 from art_mcp.ports import Progress, Recorder, Toolboxes
 from art_mcp.types import Scenario, TrainConfig, TrajectoryGroup
+from art_mcp.values import CountFromOne, CountFromZero, FromZero, check_values
 
 Item = TypeVar("Item")
 
@@ -41,16 +42,19 @@ class Plan:
     steps less, and two runs of the same seed differ, because how long a step takes decides which policy samples a turn.
     """
 
-    steps: int | None = None
-    seconds: float | None = None
-    groups: int = 16
-    rollouts: int = 8
-    concurrency: int = 128
-    save_every: int = 50
+    steps: CountFromZero | None = None
+    seconds: FromZero | None = None
+    groups: CountFromOne = 16
+    rollouts: CountFromOne = 8
+    concurrency: CountFromOne = 128
+    save_every: CountFromZero = 50
     seed: int = 0
     split: str = "train"
     draw: Literal["uniform", "solved"] = "uniform"
-    overlap: int = 0
+    overlap: CountFromZero = 0
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
     def goes_on(self, step: int, *, spent: float) -> bool:
         """Whether `step` is to be taken, after so many seconds."""

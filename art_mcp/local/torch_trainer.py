@@ -79,9 +79,6 @@ class TorchTrainer:
         """
         if any(sample.logprobs is None for sample in samples):
             raise TrainError("a demonstration has no sampled log probabilities: use the supervised start for it")
-        for name, value in (("target_kl", config.target_kl), ("min_agreement", config.min_agreement)):
-            if value is not None and not 0 < value < math.inf:
-                raise TrainError(f"{name} is {value}: give a finite number above 0, or None to do without it")
         self._begin(samples)
         used = self._weighted(samples, config)
         metrics = {"samples": float(len(samples)), "samples_with_signal": float(sum(s.advantage != 0 for s in samples))}

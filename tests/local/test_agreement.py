@@ -229,9 +229,3 @@ def test_weights_in_half_precision_are_watched_through_their_masters():
     metrics, trainer = run(steady, CONFIG, model=make_model().bfloat16())
     assert trainer.masters
     assert all(one["agreement_t"] > 3 for one in metrics[FEWEST:])
-
-
-@pytest.mark.parametrize("target", [0.0, -1.0, math.nan, math.inf])
-def test_a_bound_that_is_none_is_refused(target):
-    with pytest.raises(TrainError, match=f"min_agreement is {target}: give a finite number above 0, or None"):
-        TorchTrainer(make_model()).step(steady(0), CONFIG.with_(min_agreement=target), step=0)
