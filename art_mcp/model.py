@@ -99,7 +99,8 @@ class Model(Generic[ModelConfig]):
 class TrainableModel(Model[ModelConfig]):
     """A model that a backend samples and trains: `await model.register(backend)` first, then everything else.
 
-    `base_model`: "tiny" (the policy in this package), a folder, or a hub id. `lora`: None trains all weights.
+    `base_model`: "tiny" (the policy in this package), a folder, a run ("runs/x", "x@50"), or a hub id. `lora`: None trains all
+    weights.
     """
 
     @overload

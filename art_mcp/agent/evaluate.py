@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -32,8 +32,8 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """`solved` is a share of the `n` rollouts that the world did not break (`failed` counts those it did); `ci95` its
-    Wilson interval; `malformed_rate` a share of the calls begun, `tool_error_rate` of the calls made; `usage` what a remote
+    """`solved` is a share of the `n` rollouts that the world did not break (`failed` counts those it did, `first_failure` tells
+    of the first of them); `ci95` its Wilson interval; `malformed_rate` a share of the calls begun, `tool_error_rate` of the calls made; `usage` what a remote
     model's endpoint counted, failed rollouts included."""
 
     solved: float
@@ -46,6 +46,7 @@ class Evaluation:
     turns_mean: float
     by_level: dict[str, Level]
     usage: Usage | None = None
+    first_failure: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As it comes back from a file: intervals are lists."""
@@ -96,12 +97,17 @@ async def evaluate(
             if not failures and not any(map(environment.solved, scored)):
                 break
         if not scored:
-            first = failures[0]
-            raise RolloutError(f"none of {len(failures)} rollouts could be played, first with {first.kind}: {first.message}")
+            raise RolloutError(f"none of {len(failures)} rollouts could be played, first with {worded(failures[0])}")
         usage = total_usage([*(one.trajectory.usage for one in scored), *(failure.usage for failure in failures)])
         found = evaluation(scored, environment, failed=len(failures), usage=usage)
+        if failures:
+            found = replace(found, first_failure=worded(failures[0]))
         tell(found.to_json())
     return found
+
+
+def worded(failure: FailedRollout) -> str:
+    return f"{failure.kind}: {failure.message}"
 
 
 def parted(scenarios: Sequence[Scenario], first: int | None) -> list[Sequence[Scenario]]:

@@ -30,6 +30,7 @@ from art_mcp.ports import Dialect, Sampler, Trainable
 from art_mcp.sampling.vllm_args import VllmSettings
 from art_mcp.serve.listen import Endpoint
 from art_mcp.serve.turn import Voice
+from art_mcp.store.run import stored_model
 from art_mcp.types import ModelSpec, Sample, TrainConfig, TrajectoryGroup
 
 EngineName: TypeAlias = Literal["transformers", "vllm"]
@@ -118,16 +119,17 @@ class LocalBackend:
 
     async def register(self, trainable: Trainable) -> None:
         """Loads the model, its tokenizer and its template. Raises ModelError, and TemplateError for a template that cannot be
-        bridged exactly, and ConfigError for options of vLLM's where the engine is transformers."""
+        bridged exactly, and RunError for a run without the checkpoint that is named, and ConfigError for options of vLLM's where the engine is transformers."""
         if trainable.name in self._workers:
             raise ModelError(f"a model named {trainable.name!r} is registered already: give this one another name")
-        self._refuse_what_is_vllms(trainable.spec)
+        spec = replace(trainable.spec, source=stored_model(trainable.spec.source))
+        self._refuse_what_is_vllms(spec)
         if self._weave and self.tracer is None:
             self.tracer = await open_weave(self._weave)
-        self._dialects[trainable.name] = await asyncio.to_thread(load_dialect, trainable.spec)
-        load = partial(self._start, trainable.name, trainable.spec)
-        if self._engine_of(trainable.spec) == "vllm":
-            self._workers[trainable.name] = await open_served(trainable.name, trainable.spec, load, self._vllm)
+        self._dialects[trainable.name] = await asyncio.to_thread(load_dialect, spec)
+        load = partial(self._start, trainable.name, spec)
+        if self._engine_of(spec) == "vllm":
+            self._workers[trainable.name] = await open_served(trainable.name, spec, load, self._vllm)
         else:
             self._workers[trainable.name] = await loaded_by(load)
 

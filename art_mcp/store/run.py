@@ -164,3 +164,31 @@ def told_no_run(name: str, root: Path = RUNS) -> str:
     """What to say first of a name that was looked for elsewhere and may have meant a run under `root`; "" where it cannot."""
     here = runs_in(root)
     return f"no run {name!r} under {root}/, {suggest(name, here)}; " if here and "/" not in name else ""
+
+
+def stored_model(text: str) -> str:
+    """The folder of the checkpoint that `text` names as a run's ("runs/x", "x", "x@50", "runs/latest"): the last, unless it
+    says which; else `text`. Raises RunError for a run without (that) checkpoint."""
+    name, at, step = text.partition("@")
+    if not Path(text).exists():
+        put_back(Path(text).parent, Path(text).name)
+    folder = None if text == "tiny" else run_folder(name)
+    if folder is not None:
+        return str(checkpoint_of(open_run(folder), step))
+    if not Path(text).exists() and (at or Path(text).parent == RUNS):  # no hub id looks like this
+        open_run(RUNS / Path(name).name)
+    return text
+
+
+def run_folder(text: str) -> Path | None:
+    """The run folder at this path, or of this name under runs/."""
+    return next((folder for folder in (Path(text), RUNS / text) if (folder / MANIFEST).is_file()), None)
+
+
+def checkpoint_of(run: Run, step: str) -> Path:
+    steps = run.checkpoints()
+    if not steps:
+        raise RunError(f"{run.folder} has no checkpoint yet")
+    if step and (not step.isdigit() or int(step) not in steps):
+        raise RunError(f"{run.folder} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
+    return run.checkpoint(int(step) if step else steps[-1])

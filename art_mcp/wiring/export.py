@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from art_mcp.errors import RunError, boundary
-from art_mcp.store.run import open_run
-from art_mcp.wiring.stage import find_model, run_folder
+from art_mcp.store.run import open_run, run_folder
+from art_mcp.wiring.stage import find_model
 
 if TYPE_CHECKING:
     from art_mcp.local.export import Exported

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from art_mcp.core.address import without_login
 from art_mcp.environment import Environment, load_environment
-from art_mcp.errors import ConfigError, ModelError, RunError, boundary
+from art_mcp.errors import ConfigError, ModelError, boundary
 from art_mcp.local.folders import check_folder
 from art_mcp.model import Model, TrainableModel
 from art_mcp.observe.waiting import waiting
 from art_mcp.ports import Progress, Toolboxes, Tracer
-from art_mcp.store.aside import put_back
-from art_mcp.store.run import MANIFEST, RUNS, Run, open_run
+from art_mcp.store.run import RUNS, Run, open_run, run_folder, stored_model
 from art_mcp.types import LoraSpec, ModelSpec
 
 if TYPE_CHECKING:
@@ -86,15 +85,7 @@ def find_model(text: str) -> str:
             f"{without_login(text)} is an endpoint, whose weights are elsewhere: "
             "it can be played (rollout) and measured (eval) only"
         )
-    name, at, step = text.partition("@")
-    if not Path(text).exists():
-        put_back(Path(text).parent, Path(text).name)
-    folder = None if text == "tiny" else run_folder(name)
-    if folder is not None:
-        return str(checkpoint_of(open_run(folder), step))
-    if not Path(text).exists() and (at or Path(text).parent == RUNS):  # no hub id looks like this
-        open_run(RUNS / Path(name).name)
-    return text
+    return stored_model(text)
 
 
 def look_over(source: str) -> str:
@@ -104,23 +95,9 @@ def look_over(source: str) -> str:
     return source
 
 
-def run_folder(text: str) -> Path | None:
-    """The run folder at this path, or of this name under runs/."""
-    return next((folder for folder in (Path(text), RUNS / text) if (folder / MANIFEST).is_file()), None)
-
-
 def find_run(text: str) -> Run:
     """The run that a path, or a name under runs/, stands for. Raises RunError, naming the runs there are."""
     return open_run(run_folder(text) or RUNS / Path(text).name)
-
-
-def checkpoint_of(run: Run, step: str) -> Path:
-    steps = run.checkpoints()
-    if not steps:
-        raise RunError(f"{run.folder} has no checkpoint yet")
-    if step and (not step.isdigit() or int(step) not in steps):
-        raise RunError(f"{run.folder} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
-    return run.checkpoint(int(step) if step else steps[-1])
 
 
 def backend_of(setting: Setting) -> LocalBackend:
@@ -254,6 +231,9 @@ async def evaluate_stage(
             tracer=stage.tracer if isinstance(stage, Scene) else None,
             hopeless_after=hopeless_after,
         )
+    if found.failed:
+        asked = found.n + found.failed
+        stream.write(f"{label}: {found.failed} of {asked} rollouts failed and count neither way, first with {found.first_failure}\n")
     if found.n + found.failed < count:
         stream.write(f"{label}: none of {found.n} is solved, so the other {count - found.n} are not played\n")
     return found

@@ -1,4 +1,4 @@
-"""How a run ends before its time: its status, what whoever stopped it is told, and a second Ctrl-C."""
+"""How a run ends before its time: its status, what whoever stopped it is told, and a second Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from art_mcp.errors import RunError
 from art_mcp.store.run import Run
 
 STOPPED = "stopped"
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 INTERRUPTED = 130
-"""The exit code that Ctrl-C gives."""
+"""The exit code that Ctrl-C gives, and SIGTERM where it stops a run as Ctrl-C does."""
 CLEAR_LINE = "\r\x1b[2K\x1b[?25h"
 """For a terminal: the progress line goes, and the cursor that it hid comes back."""
 
@@ -53,7 +54,8 @@ def told_resume(run: Run) -> str:
 
 @contextmanager
 def second_press_ends(run: Run) -> Generator[None]:
-    """Within the block, and after a Ctrl-C in it until this process ends, another Ctrl-C ends the process at once."""
+    """Within the block, SIGTERM (a container's end, a queue's time limit) stops the run as Ctrl-C does; and after either of
+    them, until this process ends, another one ends the process at once."""
     first = signal.getsignal(signal.SIGINT)
     if not callable(first) or threading.current_thread() is not threading.main_thread():
         yield
@@ -65,21 +67,24 @@ def second_press_ends(run: Run) -> Generator[None]:
         if pressed:
             end_at_once(run)
         pressed = True
-        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # in Python's last second, it would end by the signal
-        first(number, frame)
+        for one in STOPPING:  # in Python's last second, it would end by the signal
+            atexit.register(signal.signal, one, signal.SIG_IGN)
+        first(signal.SIGINT, frame)
 
-    signal.signal(signal.SIGINT, press)
+    before = {one: signal.signal(one, press) for one in STOPPING}
     try:
         yield
     finally:
         if not pressed:
-            signal.signal(signal.SIGINT, first)
+            for one, handler in before.items():
+                signal.signal(one, handler)
 
 
 def end_at_once(run: Run) -> None:
     """Ends this process, after a line that says what is kept. Its children end with it, as `child.py` sees to. Nothing that
     may have been interrupted is used: neither sys.stderr nor the way out through the event loop, whose threads may abort it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for one in STOPPING:
+        signal.signal(one, signal.SIG_IGN)
     leave(run, STOPPED)
     steps = run.checkpoints()
     kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint was written yet"

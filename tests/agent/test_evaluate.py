@@ -164,6 +164,19 @@ async def test_an_evaluation_whose_rollouts_all_failed_says_why():
             await evaluate(await obedient(), place, toolbox=toolbox, n=5)
 
 
+async def test_an_evaluation_with_failed_rollouts_says_why_the_first_of_them_failed():
+    def unless_7(trajectory):
+        if trajectory.scenario.id == "7":
+            raise KeyError("seven")
+        return 1.0
+
+    async with desk_tools() as toolbox:
+        place = environment(scenario("5"), scenario("5", id="7"), rewards={"unless 7": unless_7})
+        found = await evaluate(await obedient(), place, toolbox=toolbox, n=5)
+    assert (found.n, found.failed) == (1, 1)
+    assert found.first_failure.startswith("RewardError: reward 'unless 7': KeyError: 'seven'")
+
+
 async def test_a_wrong_split_is_told_with_the_splits_there_are():
     with pytest.raises(EnvironmentLoadError, match="no split 'tset'; it has train, test"):
         await assess(scenario("5"), split="tset")

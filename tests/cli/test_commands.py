@@ -517,3 +517,11 @@ def test_in_a_process_of_its_own_nothing_but_the_answer_is_written(project):
     found = json.loads(done.stdout.splitlines()[-1])
     assert {"solved", "ci95", "reward", "n", "malformed_rate", "tool_error_rate", "turns_mean", "by_level"} <= found.keys()
     assert found["by_level"]["1"].keys() >= {"solved", "n", "turns_mean"}
+
+
+def test_rollouts_that_a_reward_broke_are_told_with_its_error(project, art):
+    write(project, "flaky", SERVER, 'lambda trajectory: 1.0 / (trajectory.scenario.facts["a"] - 3)')
+    code, out, err = art("eval", "flaky")
+    assert code == 0
+    assert "n=3, failed=1" in out
+    assert "evaluating: 1 of 4 rollouts failed and count neither way, first with RewardError: reward 'correct': ZeroDivision" in err

@@ -277,23 +277,28 @@ def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(straight, project):
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_says_how_it_goes_on_and_leaves_no_process(project):
-    process = endless("interrupted", "--child-process")
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_how_it_goes_on_and_leaves_no_process(sent, project):
+    name = f"interrupted-{sent.name}"
+    process = endless(name, "--child-process")
     children = psutil.Process(process.pid).children(recursive=True)
-    os.killpg(process.pid, signal.SIGINT)
+    if sent is signal.SIGINT:
+        os.killpg(process.pid, sent)  # a terminal sends it to all
+    else:
+        process.send_signal(sent)
     output, errors = process.communicate(timeout=60)
-    run = run_at(project, "interrupted")
+    run = run_at(project, name)
     (last,) = run.checkpoints()[-1:]
     assert process.returncode == 130
     assert output == ""
-    assert errors == f"stopped after {last} steps; to go on: art-mcp train --resume runs/interrupted\n"
+    assert errors == f"stopped after {last} steps; to go on: art-mcp train --resume runs/{name}\n"
     assert run.manifest["status"] == "stopped"
     assert last == len(run.read_metrics()) >= 3
     assert children
     assert remaining(children) == []
     again = run.manifest["training"]
     run.describe({"training": {**again, "setting": {**again["setting"], "in_process": True}}})  # a second child is not needed
-    resume("interrupted", steps=last + 1)
+    resume(name, steps=last + 1)
     assert [line["step"] for line in run.read_metrics()] == list(range(last + 1))
 
 
