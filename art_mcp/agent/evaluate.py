@@ -33,8 +33,8 @@ class Level:
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """`solved` is a share of the `n` rollouts that the world did not break (`failed` counts those it did, `first_failure` tells
-    of the first of them); `ci95` its Wilson interval; `malformed_rate` a share of the calls begun, `tool_error_rate` of the calls made; `usage` what a remote
-    model's endpoint counted, failed rollouts included."""
+    of the first of them); `ci95` its Wilson interval; `malformed_rate` a share of the calls begun, `tool_error_rate` of the
+    calls made; `usage` what a remote model's endpoint counted, failed rollouts included."""
 
     solved: float
     ci95: tuple[float, float]
@@ -97,17 +97,16 @@ async def evaluate(
             if not failures and not any(map(environment.solved, scored)):
                 break
         if not scored:
-            raise RolloutError(f"none of {len(failures)} rollouts could be played, first with {worded(failures[0])}")
+            raise RolloutError(f"none of {len(failures)} rollouts could be played, first with {first_of(failures)}")
         usage = total_usage([*(one.trajectory.usage for one in scored), *(failure.usage for failure in failures)])
         found = evaluation(scored, environment, failed=len(failures), usage=usage)
-        if failures:
-            found = replace(found, first_failure=worded(failures[0]))
+        found = replace(found, first_failure=first_of(failures))
         tell(found.to_json())
     return found
 
 
-def worded(failure: FailedRollout) -> str:
-    return f"{failure.kind}: {failure.message}"
+def first_of(failures: Sequence[FailedRollout]) -> str:
+    return f"{failures[0].kind}: {failures[0].message}" if failures else ""
 
 
 def parted(scenarios: Sequence[Scenario], first: int | None) -> list[Sequence[Scenario]]:

@@ -78,3 +78,4 @@ def command(
     )
     report = anyio.run(lambda: training.train(asked, name=name, stream=sys.stderr))
     show(report, json=json)
+    sys.stderr.write(f"to go on by reward: art-mcp train --resume {report['run']} --steps 100\n")

@@ -118,8 +118,9 @@ class LocalBackend:
         await self.close()
 
     async def register(self, trainable: Trainable) -> None:
-        """Loads the model, its tokenizer and its template. Raises ModelError, and TemplateError for a template that cannot be
-        bridged exactly, and RunError for a run without the checkpoint that is named, and ConfigError for options of vLLM's where the engine is transformers."""
+        """Loads the model, its tokenizer and its template. Raises ModelError; TemplateError for a template that cannot be
+        bridged exactly; RunError for a run without the checkpoint that is named; ConfigError for options of vLLM's where the
+        engine is transformers."""
         if trainable.name in self._workers:
             raise ModelError(f"a model named {trainable.name!r} is registered already: give this one another name")
         spec = replace(trainable.spec, source=stored_model(trainable.spec.source))

@@ -196,8 +196,9 @@ def url_transport(name: str, kind: str, url: str) -> Transport:
     if kind in URL_TYPES:
         return URL_TYPES[kind]
     guess = "sse" if url.partition("?")[0].rstrip("/").endswith("/sse") else "streamable-http"
-    problem = f"has type {kind!r}, which no URL has" if kind else "has a url but no type"
-    raise ConfigError(f'server {name!r} {problem}: add "type": "{guess}" (or "sse", "streamable-http", "http", lower case)')
+    problem = f"has type {kind!r}, which no URL has: write" if kind else "has a url but no type: add"
+    others = ", ".join(f'"{one}"' for one in URL_TYPES if one != guess)
+    raise ConfigError(f'server {name!r} {problem} "type": "{guess}" (or {others}, lower case)')
 
 
 def anchored(text: str, folder: Path, cwd: Path) -> str:

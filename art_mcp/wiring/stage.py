@@ -232,8 +232,8 @@ async def evaluate_stage(
             hopeless_after=hopeless_after,
         )
     if found.failed:
-        asked = found.n + found.failed
-        stream.write(f"{label}: {found.failed} of {asked} rollouts failed and count neither way, first with {found.first_failure}\n")
+        failed = f"{found.failed} of {found.n + found.failed} rollouts failed and count neither way"
+        stream.write(f"{label}: {failed}, first with {found.first_failure}\n")
     if found.n + found.failed < count:
         stream.write(f"{label}: none of {found.n} is solved, so the other {count - found.n} are not played\n")
     return found
