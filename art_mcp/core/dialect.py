@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from art_mcp.core.parse import Parsed, parse_calls
 from art_mcp.core.sandbox import plain
 from art_mcp.core.template import USER, ChatTemplate
+from art_mcp.core.thoughts import opens_thoughts, split_thought
 from art_mcp.core.turns import Shape, shape_of
 from art_mcp.errors import TemplateError
 from art_mcp.ports import Tokenizer
@@ -49,6 +50,7 @@ class TemplateDialect:
     ) -> None:
         self._tokenizer, self._template, self._parse = tokenizer, template, parse
         self._stops = {token: tokenizer.decode([token]) for token in stop_token_ids}
+        self._thinking = opens_thoughts(template)
         self._split = lru_cache(maxsize=HEADS)(self._find_split)
         self._opening = lru_cache(maxsize=OPENINGS)(self._find_opening)
         self._spelling = lru_cache(maxsize=SPELLINGS)(self._spell)
@@ -95,18 +97,20 @@ class TemplateDialect:
         """The message of a sampled turn, and every call that the policy began in it, with ids that are unique in the turn.
 
         A turn in the template's own form is rendered back as exactly what was sampled. What cannot be called stays in the
-        message's text: all of the turn where nothing can, the malformed calls alone where others can.
+        message's text: all of the turn where nothing can, the malformed calls alone where others can. What stands in the
+        thought with which a turn begins is no call: a policy that weighs one there has not made it.
         """
         return self.read_text(self.text(token_ids), tools)
 
     def read_text(self, text: str, tools: Sequence[Tool]) -> tuple[Message, tuple[ToolCall | Malformed, ...]]:
         """`read` of a turn's text."""
-        parsed = self._parse(text, tools)
+        thought, rest = split_thought(text, opened=self._thinking)
+        parsed = self._parse(rest, tools)
         calls = tuple(identified(call, index) for index, call in enumerate(parsed.calls))
         made = [call for call in calls if isinstance(call, ToolCall)]
         broken = [call.text for call in calls if isinstance(call, Malformed)]
-        content = "\n".join(part for part in (parsed.content, *broken) if part) if made else text
-        message: dict[str, Any] = {"role": "assistant", "content": content}
+        content = "\n".join(part for part in (parsed.content, *broken) if part) if made else rest
+        message: dict[str, Any] = {"role": "assistant", "content": thought + content}
         if made:
             message["tool_calls"] = [
                 {"type": "function", "id": call.id, "function": {"name": call.name, "arguments": call.arguments}}

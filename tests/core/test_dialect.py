@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import pytest
 from conversations import QWEN, QWEN_SPECIALS, TEXTS, TOOLS, WITH_TOOLS, draw, load, reference
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from art_mcp.core.dialect import TemplateDialect
+from art_mcp.core.parse import parse_calls
 from art_mcp.core.template import ChatTemplate
 from art_mcp.types import Malformed, ToolCall
 
@@ -48,10 +49,14 @@ def trained(*specials: AddedToken | str) -> Tokenizer:
     return tokenizer
 
 
-def qwen() -> tuple[TemplateDialect, Bytes]:
+def qwen(*, prompted: str = "", lenient: bool = False) -> tuple[TemplateDialect, Bytes]:
+    """Qwen2.5's dialect, whose generation prompt ends with what is `prompted`."""
     tokenizer = Bytes(trained(*QWEN_SPECIALS))
     stops = [tokenizer.id("<|im_end|>"), tokenizer.id("<|endoftext|>")]
-    return TemplateDialect(tokenizer, load(QWEN), stop_token_ids=stops), tokenizer
+    source = QWEN.read_text().replace("start|>assistant\\n'", f"start|>assistant\\n{prompted}'")
+    template = ChatTemplate(source, specials=QWEN_SPECIALS)
+    assert template.prompt([USER]).endswith("assistant\n" + prompted.replace("\\n", "\n"))
+    return TemplateDialect(tokenizer, template, stop_token_ids=stops, parse=partial(parse_calls, lenient=lenient)), tokenizer
 
 
 def test_the_spans_of_a_rollout_decode_to_the_rendering_of_what_was_read_from_them() -> None:
@@ -174,3 +179,43 @@ def test_thoughts_in_another_form_than_the_templates_stay_in_the_text() -> None:
     dialect, tokenizer = qwen()
     message, _ = dialect.read(tokenizer.encode("<think>Hm?</think> A heron.<|im_end|>"), ())
     assert message == {"role": "assistant", "content": "<think>Hm?</think> A heron."}
+
+
+ADD = '{"name": "add", "arguments": {"a": 1}}'
+FENCED = f"\n```json\n{ADD}\n```\n"
+WEIGHED = (
+    f"I could write <tool_call>{ADD}</tool_call>, but",
+    "Calls stand in <tool_call> tags,",
+    f"So:\n{ADD}\nor so:{FENCED}no",
+)
+
+
+@pytest.mark.parametrize("lenient", [False, True])
+@pytest.mark.parametrize("weighed", WEIGHED)
+@pytest.mark.parametrize(("prompted", "opening"), [("", "<think>\n"), ("", "\n<think>"), ("<think>\\n", ""), ("<think>", "\n")])
+def test_a_call_that_is_only_thought_of_is_not_made_and_not_malformed(
+    prompted: str, opening: str, weighed: str, lenient: bool
+) -> None:
+    dialect, tokenizer = qwen(prompted=prompted, lenient=lenient)
+    thought = f"{opening}{weighed} not unasked.\n"
+    message, calls = dialect.read(tokenizer.encode(f"{thought}</think>\n\nShall I?<|im_end|>"), OPEN_TOOLS)
+    assert calls == ()
+    assert "tool_calls" not in message
+    _, calls = dialect.read(tokenizer.encode(f"{thought}and so on, till the limit"), OPEN_TOOLS)
+    assert calls == ()
+    message, calls = dialect.read(
+        tokenizer.encode(f"{thought}</think>\n\n<tool_call>\n{ADD}\n</tool_call><|im_end|>"), OPEN_TOOLS
+    )
+    assert [call.arguments for call in calls if isinstance(call, ToolCall)] == [{"a": 1}]
+    assert len(message["tool_calls"]) == len(calls) == 1
+    _, calls = dialect.read(tokenizer.encode(f"{thought}</think>\n\n<tool_call>\n{{broken\n</tool_call><|im_end|>"), OPEN_TOOLS)
+    assert [type(call) for call in calls] == [Malformed]
+
+
+@pytest.mark.parametrize(
+    ("prompted", "text"), [("", "Well, <think> so"), ("<think>\\n\\n</think>\\n\\n", "So:"), ("", "</think>")]
+)
+def test_calls_are_read_from_all_of_a_turn_that_does_not_begin_with_a_thought(prompted: str, text: str) -> None:
+    dialect, tokenizer = qwen(prompted=prompted)
+    _, calls = dialect.read(tokenizer.encode(f"{text}\n<tool_call>\n{ADD}\n</tool_call><|im_end|>"), OPEN_TOOLS)
+    assert [type(call) for call in calls] == [ToolCall]
