@@ -28,6 +28,7 @@ FEATURES = {
     "parallel_calls": "several calls in one turn",
     "errors": "the answer to a malformed call",
     "follow_ups": "a user's next message",
+    "without_thoughts": "a turn without a thought",
 }
 
 

@@ -48,7 +48,7 @@ IM_END, EOT = "<|im_end|>", "<|eot_id|>"
 TEMPLATES = {
     "qwen2_5": (IM_END, "ok", "ok", "ok"),
     "qwen3_instruct_2507": (IM_END, "ok", "ok", "ok"),
-    "qwen3": (IM_END, "ok", "problem", "ok"),  # it rewrites an earlier turn's empty thoughts
+    "qwen3": (IM_END, "ok", "warning", "ok"),  # it rewrites an earlier turn's empty thoughts
     "llama3_1": (EOT, "ok", "warning", "problem"),  # one call a turn; its calls are bare JSON with "parameters"
     "glm4moe": ("<|user|>", "ok", "ok", "problem"),  # calls in tags of their own
     "gptoss": ("<|return|>", "ok", "warning", "problem"),
@@ -56,7 +56,7 @@ TEMPLATES = {
     "qwen3_5_nothink": (IM_END, "ok", "warning", "problem"),
     "gemma4": ("<turn|>", "ok", "warning", "problem"),
     "lfm2_v2": (IM_END, "ok", "ok", "problem"),
-    "nemotron_3_nano": (IM_END, "ok", "problem", "problem"),
+    "nemotron_3_nano": (IM_END, "ok", "warning", "problem"),
     "lfm2": (IM_END, "problem", "problem", None),  # knows of tools, and leaves out the calls
     "gemma": ("<end_of_turn>", "problem", "problem", None),  # knows of no tools
     "llama3": (EOT, "problem", "problem", None),
@@ -84,7 +84,9 @@ def test_a_model_is_loaded_only_if_the_doctor_finds_that_its_calls_are_bridged_a
         with pytest.raises(Unbridgeable):
             load_dialect(spec)
     elif parser == "problem":
-        with pytest.raises(UnreadableError, match=r"is not read back: .*; calls in this model's form are") as refusal:
+        with pytest.raises(
+            UnreadableError, match=r"(?s)(is not read back|that could be read): .*; calls in this model's form are"
+        ) as refusal:
             load_dialect(spec)
         assert finding(tmp_path, "parser").remedy == refusal.value.remedy
     else:
