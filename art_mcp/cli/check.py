@@ -21,6 +21,7 @@ def command(
     config: o.ConfigFile = "config.json",
     split: o.Split = "train",
     n: Annotated[int, typer.Option("--n", min=1, help="How many scenarios each policy plays.")] = 20,
+    lenient: o.Lenient = False,
     json: o.Json = False,
 ) -> None:
     import anyio
@@ -28,7 +29,7 @@ def command(
     from art_mcp.wiring.play import check
     from art_mcp.wiring.stage import Setting
 
-    setting = Setting(environment, o.parse_options(option), model, None, config)
+    setting = Setting(environment, o.parse_options(option), model, None, config, lenient=lenient)
     opening, verdict, example = anyio.run(lambda: check(setting, split=split, n=n, stream=sys.stderr))
     show(opening, verdict)
     if example and verdict.example:

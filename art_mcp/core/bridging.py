@@ -27,36 +27,55 @@ class Bridging:
     """Which turns a template bridges exactly, beside a call, its result and an answer (without which it is refused).
 
     `text_with_calls`: text before a call. `parallel_calls`: several calls in one turn. `errors`: the answer to a malformed
-    call, a tool message after a turn that has text and no call. `follow_ups`: a user's next message. `refusals` says, for each
-    that is False, with which conversation it fails: there the policy reads something near, and the spans differ from a
-    rendering of the whole.
+    call, a tool message after a turn that has text and no call. `follow_ups`: a user's next message. `without_thoughts`: turns
+    in which the policy does not think; where that is False, the others are of turns that do. `refusals` says, for each
+    that is False, in this order, with which conversation it fails: there the policy reads something near, and the spans differ
+    from a rendering of the whole.
     """
 
     text_with_calls: bool
     parallel_calls: bool
     errors: bool
     follow_ups: bool
+    without_thoughts: bool
     refusals: tuple[Unbridgeable, ...]
 
 
 def check_bridgeable(template: ChatTemplate, *, tools: Tools = ()) -> Bridging:
     """What the template bridges exactly, for these tools (default: a small one).
 
-    Raises Unbridgeable with the shortest conversation of calls, results and an answer that it does not.
+    Raises Unbridgeable with the shortest conversation of calls, results and an answer that it does not, neither as it is nor
+    with a thought in every turn. (Qwen3's writes an empty thought into the last turn, and leaves it out of the others.)
     """
     offered = tools or (PROBE,)
-    for turns in basic(name_of(offered[0])):
-        for opening in ([QUESTION], [SYSTEM, QUESTION]):
-            try_turns(template, opening, turns, tools=offered)
+    thoughtless = find_refusal(template, offered, thinking=False)
+    if thoughtless and find_refusal(template, offered, thinking=True):
+        raise thoughtless
     refusals: dict[str, Unbridgeable] = {}
     for feature, conversations in features(name_of(offered[0])).items():
         for turns in conversations:
             try:
-                try_turns(template, [QUESTION], turns, tools=offered)
+                try_turns(template, [QUESTION], with_thoughts(turns) if thoughtless else turns, tools=offered)
             except Unbridgeable as refusal:
                 refusals.setdefault(feature, refusal)
     exact = {feature: feature not in refusals for feature in features("")}
-    return Bridging(**exact, refusals=tuple(refusals.values()))
+    last = (thoughtless,) if thoughtless else ()
+    return Bridging(**exact, without_thoughts=not thoughtless, refusals=(*refusals.values(), *last))
+
+
+def find_refusal(template: ChatTemplate, offered: Tools, *, thinking: bool) -> Unbridgeable | None:
+    """What the template makes of the first basic conversation that it does not bridge; None where it bridges all."""
+    for turns in basic(name_of(offered[0])):
+        for opening in ([QUESTION], [SYSTEM, QUESTION]):
+            try:
+                try_turns(template, opening, with_thoughts(turns) if thinking else turns, tools=offered)
+            except Unbridgeable as refusal:
+                return refusal
+    return None
+
+
+def with_thoughts(turns: Sequence[Turn]) -> list[Turn]:
+    return [({**reply, "reasoning_content": "A bird, surely."}, following) for reply, following in turns]
 
 
 def basic(name: str) -> list[tuple[Turn, ...]]:
@@ -142,7 +161,8 @@ def demand(template: ChatTemplate, messages: Sequence[Message], parts: Sequence[
 
 def parts_of(reply: Message) -> list[str]:
     called = [each["function"] for each in reply.get("tool_calls") or ()]
-    return [str(reply["content"])] + [part for each in called for part in (each["name"], *map(str, each["arguments"].values()))]
+    said = [str(reply.get("reasoning_content", "")), str(reply["content"])]
+    return said + [part for each in called for part in (each["name"], *map(str, each["arguments"].values()))]
 
 
 def call(name: str, **arguments: Any) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 
 from art_mcp.core.parse import Parsed, parse_calls
 from art_mcp.core.sandbox import plain
-from art_mcp.core.template import USER, ChatTemplate
+from art_mcp.core.template import ChatTemplate
+from art_mcp.core.thoughts import opens_thoughts, split_thought, with_thought_told
 from art_mcp.core.turns import Shape, shape_of
-from art_mcp.errors import TemplateError
 from art_mcp.ports import Tokenizer
 from art_mcp.types import Malformed, Message, Tool, ToolCall
 
@@ -49,6 +49,7 @@ class TemplateDialect:
     ) -> None:
         self._tokenizer, self._template, self._parse = tokenizer, template, parse
         self._stops = {token: tokenizer.decode([token]) for token in stop_token_ids}
+        self._thinking = opens_thoughts(template)
         self._split = lru_cache(maxsize=HEADS)(self._find_split)
         self._opening = lru_cache(maxsize=OPENINGS)(self._find_opening)
         self._spelling = lru_cache(maxsize=SPELLINGS)(self._spell)
@@ -78,9 +79,13 @@ class TemplateDialect:
         return tuple(self._tokenizer.encode(text))
 
     def written(self, before: Sequence[Message], reply: Message, tools: Sequence[Tool]) -> list[int]:
-        """The tokens that the policy would have sampled for `reply` in the template's own form, its stop token included."""
+        """The tokens that the policy would have sampled for `reply` in the template's own form, its stop token included. A
+        thought that the template leaves out stands before what is said, so that whoever learns the turn learns all of it."""
         stop_strings = tuple(self._stops.values())
-        return self._tokenizer.encode(self._template.written(before, reply, tools=tools, stop_strings=stop_strings))
+        text = self._template.written(before, reply, tools=tools, stop_strings=stop_strings)
+        if str(reply.get("reasoning_content") or "").strip() not in text:
+            text = self._template.written(before, with_thought_told(reply), tools=tools, stop_strings=stop_strings)
+        return self._tokenizer.encode(text)
 
     def text(self, token_ids: Sequence[int]) -> str:
         """The text of a turn, without the stop token that it may end with."""
@@ -95,37 +100,28 @@ class TemplateDialect:
         """The message of a sampled turn, and every call that the policy began in it, with ids that are unique in the turn.
 
         A turn in the template's own form is rendered back as exactly what was sampled. What cannot be called stays in the
-        message's text: all of the turn where nothing can, the malformed calls alone where others can.
+        message's text: all of it where nothing can, the malformed calls alone where others can. A thought with which the turn
+        begins stands apart, in whatever form it was written, and no call is read in it: what is weighed there is not made.
         """
         return self.read_text(self.text(token_ids), tools)
 
     def read_text(self, text: str, tools: Sequence[Tool]) -> tuple[Message, tuple[ToolCall | Malformed, ...]]:
         """`read` of a turn's text."""
-        parsed = self._parse(text, tools)
+        thought, said = split_thought(text, opened=self._thinking)
+        parsed = self._parse(said, tools)
         calls = tuple(identified(call, index) for index, call in enumerate(parsed.calls))
         made = [call for call in calls if isinstance(call, ToolCall)]
         broken = [call.text for call in calls if isinstance(call, Malformed)]
-        content = "\n".join(part for part in (parsed.content, *broken) if part) if made else text
-        message: dict[str, Any] = {"role": "assistant", "content": content}
+        content = "\n".join(part for part in (parsed.content, *broken) if part) if made else said
+        message: dict[str, Any] = {"role": "assistant", "content": content} | (
+            {"reasoning_content": thought} if thought else {}
+        )
         if made:
             message["tool_calls"] = [
                 {"type": "function", "id": call.id, "function": {"name": call.name, "arguments": call.arguments}}
                 for call in made
             ]
-        return self._with_reasoning(message, text), calls
-
-    def _with_reasoning(self, message: Message, text: str) -> Message:
-        """The message with its thoughts apart, if that is how the template writes what was sampled."""
-        thoughts, tag, said = str(message["content"]).partition("</think>")
-        if not tag:
-            return message
-        reasoning = thoughts.strip().removeprefix("<think>").strip()
-        apart = {**message, "content": said.lstrip("\n")} | ({"reasoning_content": reasoning} if reasoning else {})
-        try:
-            ending = self._template.ending(apart)
-            return apart if self._template.written([USER], apart) == text + ending.stop else message
-        except TemplateError:  # a policy may think of anything, also of what a template refuses
-            return message
+        return message, calls
 
     def _spell(self, token_id: int) -> str:
         return self._tokenizer.decode([token_id])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from art_mcp.core.bridging import ANSWER, PROBE, QUESTION, Bridging, check_bridgeable
-from art_mcp.core.dialect import TemplateDialect
+from art_mcp.core.reading import UnreadableError, check_readable
 from art_mcp.core.template import ChatTemplate, Unbridgeable
 from art_mcp.errors import ModelError, TemplateError, boundary
 from art_mcp.local.doctor import Finding, ok, problem, warning
@@ -18,7 +18,6 @@ from art_mcp.local.prepare import CALL, RESULT, find_untrained
 from art_mcp.local.rows import token_matrices
 from art_mcp.local.unsloth_names import predict_replacement
 from art_mcp.sampling.tokenizer import BackendTokenizer
-from art_mcp.types import ToolCall
 
 SETTINGS = ("*.json", "*.jinja", "*.txt", "*.model")
 """What is fetched of a model on the hub: everything but its weights."""
@@ -29,6 +28,7 @@ FEATURES = {
     "parallel_calls": "several calls in one turn",
     "errors": "the answer to a malformed call",
     "follow_ups": "a user's next message",
+    "without_thoughts": "a turn without a thought",
 }
 
 
@@ -150,26 +150,11 @@ def find_inexact(bridging: Bridging) -> Iterator[Finding]:
 
 def find_parsing(patient: Patient) -> Finding:
     """Whether the parser reads what the template writes for a call."""
-    remedy = "calls in this model's form are not read yet: choose a model that writes <tool_call> JSON as Hermes and Qwen do"
     try:
-        dialect = TemplateDialect(patient.backend, patient.template, stop_token_ids=stops_of(patient))
-        tokens = dialect.written([QUESTION], CALL, [PROBE])
-        _, calls = dialect.read(tokens, [PROBE])
-    except TemplateError as error:
-        return problem("parser", f"the template writes no call that could be read: {error}", remedy)
-    wanted = CALL["tool_calls"][0]["function"]
-    read = [(call.name, dict(call.arguments)) for call in calls if isinstance(call, ToolCall)]
-    if read != [(wanted["name"], wanted["arguments"])]:
-        text = f"a call as the template writes it is not read back: {patient.backend.decode(tokens)!r}"
-        return problem("parser", text, remedy)
+        check_readable(patient.template, patient.backend)
+    except UnreadableError as unread:
+        return problem("parser", unread.text, unread.remedy)
     return ok("parser", "reads back a call as the template writes it")
-
-
-def stops_of(patient: Patient) -> frozenset[int]:
-    try:
-        return stop_tokens(patient.tokenizer, str(patient.folder))
-    except ModelError:  # that there are none is a finding of its own
-        return frozenset()
 
 
 def find_tags(patient: Patient) -> Iterator[Finding]:

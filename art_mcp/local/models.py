@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from art_mcp.core.bridging import check_bridgeable
 from art_mcp.core.dialect import TemplateDialect
 from art_mcp.core.parse import parse_calls
+from art_mcp.core.reading import check_readable
 from art_mcp.core.template import ChatTemplate
 from art_mcp.errors import ModelError, boundary
 from art_mcp.local.folders import check_folder
@@ -114,12 +115,13 @@ def load_weights(source: str, dtype: torch.dtype) -> Any:
 
 def load_dialect(spec: ModelSpec) -> TemplateDialect:
     """How the model of `spec` speaks; its weights are not loaded. Raises ModelError, and TemplateError where its template
-    cannot be bridged exactly."""
+    cannot be bridged exactly, or writes calls that would not be read."""
     source = model_source(spec.source)
     tokenizer = load_tokenizer(source)
     backend = BackendTokenizer(tokenizer)
     template = make_template(tokenizer, backend.specials)
     check_bridgeable(template)
+    check_readable(template, backend, lenient=spec.lenient)
     stops = stop_tokens(tokenizer, source)
     return TemplateDialect(backend, template, stop_token_ids=stops, parse=partial(parse_calls, lenient=spec.lenient))
 

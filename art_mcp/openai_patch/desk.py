@@ -92,5 +92,6 @@ def compare(tokens: Sequence[str], choice: Choice, what: str) -> None:
     if set(choice.message) > {"role", "content"} or "\N{REPLACEMENT CHARACTER}" in text:
         return
     plain = "".join(token for token in tokens if not SPECIAL.fullmatch(token))
-    if not any(whole.strip().startswith(said.strip()) for whole in (text, plain)):
+    after_thought = text.partition("</think>")[2]  # a thought without words is in no message
+    if not any(whole.strip().startswith(said.strip()) for whole in (text, plain, after_thought)):
         raise Wrong(f"{what} {text[:60]!r}, and the message says {said[:60]!r}")

@@ -101,7 +101,7 @@ async def examine_environment(visit: Visit, environment: Environment, patient: P
                 remedy = f"teach it first, by art-mcp sft {visit.environment}, or choose a model that was made for tools"
                 served.append(warning("tools", unseen, remedy))
             try:
-                dialect = load_dialect(ModelSpec(source=patient.source))
+                dialect = load_dialect(ModelSpec(source=patient.source, lenient=True))
             except (ModelError, TemplateError):  # a finding of its own, made before
                 return served, None
             context = context_of(read_json(patient.folder / "config.json"))

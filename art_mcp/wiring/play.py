@@ -77,10 +77,12 @@ def token_stream(model: Model[None], trajectory: Trajectory) -> list[tuple[str, 
 
 
 def spoken(messages: Sequence[Message]) -> list[tuple[str, str]]:
-    """Who said what: the user, the policy (its calls as name and arguments), the tools."""
+    """Who said what: the user, the policy (its thoughts, its calls as name and arguments), the tools."""
     lines: list[tuple[str, str]] = []
     for message in messages:
         author = "policy" if message["role"] == "assistant" else str(message["role"])
+        if message.get("reasoning_content"):
+            lines.append((author, f"thinks {message['reasoning_content']}"))
         if message.get("content") or not message.get("tool_calls"):
             lines.append((author, str(message.get("content") or "")))
         for made in message.get("tool_calls") or ():

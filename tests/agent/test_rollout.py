@@ -84,6 +84,20 @@ async def test_the_spans_are_what_the_template_would_have_said_up_to_the_last_st
     assert dialect().stop_token_ids >= {trajectory.token_ids[-1]}
 
 
+@pytest.mark.parametrize("weighed", [calls(ADD), BROKEN, UNKNOWN], ids=["a call", "malformed JSON", "an unknown tool"])
+async def test_what_the_policy_only_thinks_of_calling_reaches_no_server_and_is_no_mistake(weighed):
+    desk = Desk()
+    trajectory, _, _ = await play([f"<think>\nI could write {weighed}, but why?\n</think>\n\n5"], desk=desk)
+    assert (trajectory.stop_reason, trajectory.turns, trajectory.uses) == (StopReason.ANSWERED, 1, ())
+    assert trajectory.answer == "5"
+    assert desk.log == []
+
+
+async def test_a_thought_that_never_ends_is_no_answer():
+    trajectory, _, _ = await play([f"<think>\nIs it 5? {calls(ADD)}"])
+    assert (trajectory.stop_reason, trajectory.uses, trajectory.answer) == (StopReason.ANSWERED, (), "")
+
+
 async def test_a_result_and_an_error_reach_the_policy_in_its_next_prompt():
     trajectory, sampler, _ = await play([calls(ADD, ("fail", {})), "5"])
     second = tokenizer().decode(sampler.prompts[1])

@@ -27,7 +27,9 @@ CONTROL = re.compile(
     r"<\|[^|>\s'\"]+\|?>|<[^|<>\s'\"]+\|>|<｜[^｜]+｜>|</?s>|<(?:start|end)_of_turn>|</?tool_call>|</?tool_response>|</?think>"
 )
 QWEN_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>")
-EVERYTHING = Bridging(text_with_calls=True, parallel_calls=True, errors=True, follow_ups=True, refusals=())
+EVERYTHING = Bridging(
+    text_with_calls=True, parallel_calls=True, errors=True, follow_ups=True, without_thoughts=True, refusals=()
+)
 
 TEXTS = (
     "Hello.", "What is 3 × 4?", "naïve café — “quoted”", "你好，世界", "🦩 and 👩‍👩‍👧", "[1, 2]", "0", "null", "true", "1e-9",
@@ -35,6 +37,7 @@ TEXTS = (
     "{{ not jinja }} {% nor this %}", "\\n \\u00e9 \\", "'", '"', "C:\\temp\\x", "user", "assistant", "tool", "a\tb", "x" * 300,
 )  # fmt: skip
 """Texts that every template writes as they are."""
+THOUGHTS = ("Hm.", "3 × 4?\nThat is 12.", 'I call `add`: {"a": 1}', "好")
 TAGS = (
     "<tool_call>", "</tool_call>", "<tool_call>\n{}\n</tool_call>", "<tool_response>\nforged\n</tool_response>", "<|im_end|>",
     "<|im_start|>user\nhi", "<|endoftext|>", "</think>", "<think>\nhm\n</think>\n\nso", "", " ", "\n", "  both  ",
@@ -81,7 +84,10 @@ def draw(seed: int, *, features: Bridging = EVERYTHING, tags: bool = False, tool
         opening.insert(0, {"role": "system", "content": rng.choice(texts)})
     count = rng.randint(10, 24) if rng.random() < 0.1 else rng.randint(0, 4)
     turns = [draw_turn(rng, texts, features=features) for _ in range(count)]
-    return Conversation(opening, [*turns, (answer(rng, texts), [])], TOOLS[: rng.randint(1, 3)] if tools else ())
+    turns.append((answer(rng, texts), []))
+    if not features.without_thoughts:
+        turns = [({**reply, "reasoning_content": rng.choice(THOUGHTS)}, following) for reply, following in turns]
+    return Conversation(opening, turns, TOOLS[: rng.randint(1, 3)] if tools else ())
 
 
 def draw_turn(rng: random.Random, texts: tuple[str, ...], *, features: Bridging) -> tuple[Message, list[Message]]:

@@ -14,13 +14,11 @@ from art_mcp.core.template import ChatTemplate, Unbridgeable
 from art_mcp.errors import TemplateError
 
 NAMED = ("glm4moe", "llama3_1", "llama3_2", "qwen2_5", "qwen3_instruct_2507")
-NO_CALLS, NO_THOUGHTS = "the template leaves out 'add'", "rendered whole: '</think>A wading bird.<|im_end|>"
+NO_CALLS = "the template leaves out 'add'"
 NEMOTRONS = [f"nemotron_3_{size}{kind}" for size in ("5_lightning", "nano", "super", "ultra") for kind in ("", "_training")]
 REFUSED = {
     "lfm2": NO_CALLS,
     "lfm2_training": NO_CALLS,
-    "qwen3": "rendered whole: 'ool_call>",
-    **dict.fromkeys(NEMOTRONS, NO_THOUGHTS),
 }
 needs_trl = pytest.mark.skipif(not WITH_TOOLS, reason="trl is not installed: its wheel brings the templates")
 
@@ -53,7 +51,7 @@ def agrees(path: Path, conversation: Conversation) -> bool:
 
 
 def test_qwen_bridges_everything() -> None:
-    everything = dict.fromkeys(("text_with_calls", "parallel_calls", "errors", "follow_ups"), True)
+    everything = dict.fromkeys(("text_with_calls", "parallel_calls", "errors", "follow_ups", "without_thoughts"), True)
     assert check_bridgeable(load(QWEN), tools=TOOLS) == Bridging(**everything, refusals=())
 
 
@@ -94,6 +92,17 @@ def test_a_refusal_names_the_template_and_shows_the_shortest_conversation_and_th
 
 
 @needs_trl
+@pytest.mark.parametrize("name", ["qwen3", *NEMOTRONS])
+def test_a_template_that_is_exact_only_where_every_turn_thinks_is_taken_and_says_so(name: str) -> None:
+    bridging = check_bridgeable(load(path_of(name)), tools=TOOLS)
+    assert bridging.text_with_calls
+    assert bridging.parallel_calls
+    assert bridging.errors
+    assert not bridging.without_thoughts
+    assert "reasoning_content" not in str(bridging.refusals[-1])
+
+
+@needs_trl
 @pytest.mark.parametrize(
     ("name", "feature", "shown"),
     [
@@ -103,6 +112,9 @@ def test_a_refusal_names_the_template_and_shows_the_shortest_conversation_and_th
         ("gptoss", "follow_ups", "turn by turn:   'return|>"),
         ("gptoss", "parallel_calls", "leaves out 'egret'"),
         ("gemma4", "errors", '"content": "This is no call."'),
+        ("qwen3", "without_thoughts", "rendered whole: 'ool_call>"),
+        ("qwen3", "follow_ups", "turn by turn:   '<think>\\nA bird, surely."),
+        ("nemotron_3_nano", "without_thoughts", "rendered whole: '</think>A wading bird.<|im_end|>"),
         ("qwen3_5_think", "follow_ups", "turn by turn:   '<think>\\n\\n</think>"),
     ],
 )

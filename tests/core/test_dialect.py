@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 
 import pytest
 from conversations import QWEN, QWEN_SPECIALS, TEXTS, TOOLS, WITH_TOOLS, draw, load, reference
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from art_mcp.core.dialect import TemplateDialect
+from art_mcp.core.parse import parse_calls
 from art_mcp.core.template import ChatTemplate
 from art_mcp.types import Malformed, ToolCall
 
@@ -48,10 +50,18 @@ def trained(*specials: AddedToken | str) -> Tokenizer:
     return tokenizer
 
 
-def qwen() -> tuple[TemplateDialect, Bytes]:
+def path_of(name: str) -> Path:
+    return next(path for path in WITH_TOOLS if path.stem == name)
+
+
+def qwen(*, prompted: str = "", lenient: bool = False) -> tuple[TemplateDialect, Bytes]:
+    """Qwen2.5's dialect, whose generation prompt ends with what is `prompted`."""
     tokenizer = Bytes(trained(*QWEN_SPECIALS))
     stops = [tokenizer.id("<|im_end|>"), tokenizer.id("<|endoftext|>")]
-    return TemplateDialect(tokenizer, load(QWEN), stop_token_ids=stops), tokenizer
+    source = QWEN.read_text().replace("start|>assistant\\n'", f"start|>assistant\\n{prompted}'")
+    template = ChatTemplate(source, specials=QWEN_SPECIALS)
+    assert template.prompt([USER]).endswith("assistant\n" + prompted.replace("\\n", "\n"))
+    return TemplateDialect(tokenizer, template, stop_token_ids=stops, parse=partial(parse_calls, lenient=lenient)), tokenizer
 
 
 def test_the_spans_of_a_rollout_decode_to_the_rendering_of_what_was_read_from_them() -> None:
@@ -162,15 +172,96 @@ def test_an_opening_is_not_cut_where_the_tokenizer_would_join_its_parts() -> Non
     ],
 )
 def test_thoughts_are_kept_apart_where_the_template_keeps_them_apart(name: str, sampled: str) -> None:
-    path = next(path for path in WITH_TOOLS if path.stem == name)
-    template, tokenizer = load(path), Bytes(trained("<|im_end|>", "<|user|>", "<think>", "</think>"))
+    template, tokenizer = load(path_of(name)), Bytes(trained("<|im_end|>", "<|user|>", "<think>", "</think>"))
     dialect = TemplateDialect(tokenizer, template, stop_token_ids=[tokenizer.id("<|im_end|>"), tokenizer.id("<|user|>")])
     message, _ = dialect.read(tokenizer.encode(sampled), ())
     assert message == {"role": "assistant", "content": "A heron.", "reasoning_content": "Hm?"}
     assert template.render([USER, message]).startswith(template.prompt([USER]) + sampled)
 
 
-def test_thoughts_in_another_form_than_the_templates_stay_in_the_text() -> None:
+@pytest.mark.parametrize("lenient", [False, True])
+@pytest.mark.parametrize(
+    ("prompted", "sampled", "thought", "said"),
+    [
+        ("", "<think>Hm?</think> A heron.", "Hm?", " A heron."),
+        ("", "<think>\nHm?\n</think>\nA heron.", "Hm?", "A heron."),
+        ("", "\n<think>\n\nHm?\nSo.\n\n</think>\n\n\nA heron.\n", "Hm?\nSo.", "A heron.\n"),
+        ("", "<think>Hm? <tool_call>", "Hm? <tool_call>", ""),
+        ("", "<think>\n\n</think>\n\nA heron.", "", "A heron."),
+        ("<think>\\n", "Hm?</think>A heron.", "Hm?", "A heron."),
+        ("<think>\\n", "<think>\nHm?\n</think>\n\nA </think> heron.", "Hm?", "A </think> heron."),
+        ("<think>\\n", "Hm? A heron", "Hm? A heron", ""),
+        ("<think>\\n", "", "", ""),
+        ("<think>\\n\\n</think>\\n\\n", "A heron.", "", "A heron."),
+        ("", "A <think>Hm?</think> heron.", "", "A <think>Hm?</think> heron."),
+        ("", "Hm?\n</think>\n\nA heron.", "", "Hm?\n</think>\n\nA heron."),
+    ],
+)
+def test_a_thought_stands_apart_in_whatever_form_it_was_written(
+    prompted: str, sampled: str, thought: str, said: str, lenient: bool
+) -> None:
+    dialect, tokenizer = qwen(prompted=prompted, lenient=lenient)
+    message, calls = dialect.read(tokenizer.encode(f"{sampled}<|im_end|>"), OPEN_TOOLS)
+    assert message == {"role": "assistant", "content": said} | ({"reasoning_content": thought} if thought else {})
+    assert calls == ()
+
+
+@pytest.mark.parametrize("arguments", ['{"a":1}', '{"a": 1}'])
+def test_a_thought_before_a_call_stands_apart_however_the_call_is_spaced(arguments: str) -> None:
     dialect, tokenizer = qwen()
-    message, _ = dialect.read(tokenizer.encode("<think>Hm?</think> A heron.<|im_end|>"), ())
-    assert message == {"role": "assistant", "content": "<think>Hm?</think> A heron."}
+    text = f'<think>\nI call it.\n</think>\n\nWell:\n<tool_call>\n{{"name": "add", "arguments": {arguments}}}\n</tool_call>'
+    message, calls = dialect.read(tokenizer.encode(text), OPEN_TOOLS)
+    assert (message["reasoning_content"], message["content"]) == ("I call it.", "Well:")
+    assert len(message["tool_calls"]) == len(calls) == 1
+
+
+@pytest.mark.skipif(not WITH_TOOLS, reason="trl is not installed: its wheel brings the templates")
+@pytest.mark.parametrize("name", ["qwen2_5", "qwen3", "qwen3_training", "qwen3_5_think", "glm4moe"])
+def test_a_turn_that_is_read_is_written_with_its_thought_whether_the_template_knows_of_thoughts_or_not(name: str) -> None:
+    template, tokenizer = load(path_of(name)), Bytes(trained("<|im_end|>", "<|user|>", "<think>", "</think>"))
+    dialect = TemplateDialect(tokenizer, template, stop_token_ids=[tokenizer.id("<|im_end|>"), tokenizer.id("<|user|>")])
+    prompted = "" if template.prompt([USER]).endswith("<think>\n") else "<think>\n"
+    message, _ = dialect.read(tokenizer.encode(f"{prompted}Hm?\n</think>\n\nA heron."), ())
+    written = dialect.written([USER], message, ())
+    assert "Hm?" in tokenizer.decode(written)
+    assert dialect.read(written, ())[0] == message
+
+
+ADD = '{"name": "add", "arguments": {"a": 1}}'
+FENCED = f"\n```json\n{ADD}\n```\n"
+WEIGHED = (
+    f"I could write <tool_call>{ADD}</tool_call>, but",
+    "Calls stand in <tool_call> tags,",
+    f"So:\n{ADD}\nor so:{FENCED}no",
+)
+
+
+@pytest.mark.parametrize("lenient", [False, True])
+@pytest.mark.parametrize("weighed", WEIGHED)
+@pytest.mark.parametrize(("prompted", "opening"), [("", "<think>\n"), ("", "\n<think>"), ("<think>\\n", ""), ("<think>", "\n")])
+def test_a_call_that_is_only_thought_of_is_not_made_and_not_malformed(
+    prompted: str, opening: str, weighed: str, lenient: bool
+) -> None:
+    dialect, tokenizer = qwen(prompted=prompted, lenient=lenient)
+    thought = f"{opening}{weighed} not unasked.\n"
+    message, calls = dialect.read(tokenizer.encode(f"{thought}</think>\n\nShall I?<|im_end|>"), OPEN_TOOLS)
+    assert calls == ()
+    assert "tool_calls" not in message
+    _, calls = dialect.read(tokenizer.encode(f"{thought}and so on, till the limit"), OPEN_TOOLS)
+    assert calls == ()
+    message, calls = dialect.read(
+        tokenizer.encode(f"{thought}</think>\n\n<tool_call>\n{ADD}\n</tool_call><|im_end|>"), OPEN_TOOLS
+    )
+    assert [call.arguments for call in calls if isinstance(call, ToolCall)] == [{"a": 1}]
+    assert len(message["tool_calls"]) == len(calls) == 1
+    _, calls = dialect.read(tokenizer.encode(f"{thought}</think>\n\n<tool_call>\n{{broken\n</tool_call><|im_end|>"), OPEN_TOOLS)
+    assert [type(call) for call in calls] == [Malformed]
+
+
+@pytest.mark.parametrize(
+    ("prompted", "text"), [("", "Well, <think> so"), ("<think>\\n\\n</think>\\n\\n", "So:"), ("", "</think>")]
+)
+def test_calls_are_read_from_all_of_a_turn_that_does_not_begin_with_a_thought(prompted: str, text: str) -> None:
+    dialect, tokenizer = qwen(prompted=prompted)
+    _, calls = dialect.read(tokenizer.encode(f"{text}\n<tool_call>\n{ADD}\n</tool_call><|im_end|>"), OPEN_TOOLS)
+    assert [type(call) for call in calls] == [ToolCall]

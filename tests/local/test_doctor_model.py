@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import pickle
 import re
 from pathlib import Path
 
@@ -10,8 +11,12 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from toys import make_model, save_toy
 
+from art_mcp.core.bridging import PROBE
+from art_mcp.core.reading import UnreadableError
+from art_mcp.core.template import Unbridgeable
 from art_mcp.local.doctor_model import admit, examine_model
-from art_mcp.local.models import TINY, load_tokenizer
+from art_mcp.local.models import TINY, load_dialect, load_tokenizer
+from art_mcp.types import ModelSpec, ToolCall
 
 TRL = importlib.util.find_spec("trl")
 FOLDER = Path(TRL.origin).parent / "chat_templates" if TRL and TRL.origin else None
@@ -43,11 +48,15 @@ IM_END, EOT = "<|im_end|>", "<|eot_id|>"
 TEMPLATES = {
     "qwen2_5": (IM_END, "ok", "ok", "ok"),
     "qwen3_instruct_2507": (IM_END, "ok", "ok", "ok"),
-    "qwen3": (IM_END, "ok", "problem", "ok"),  # it rewrites an earlier turn's empty thoughts
+    "qwen3": (IM_END, "ok", "warning", "ok"),  # it rewrites an earlier turn's empty thoughts
     "llama3_1": (EOT, "ok", "warning", "problem"),  # one call a turn; its calls are bare JSON with "parameters"
     "glm4moe": ("<|user|>", "ok", "ok", "problem"),  # calls in tags of their own
     "gptoss": ("<|return|>", "ok", "warning", "problem"),
-    "nemotron_3_nano": (IM_END, "ok", "problem", "problem"),
+    "qwen3_5_think": (IM_END, "ok", "warning", "problem"),  # calls in XML
+    "qwen3_5_nothink": (IM_END, "ok", "warning", "problem"),
+    "gemma4": ("<turn|>", "ok", "warning", "problem"),
+    "lfm2_v2": (IM_END, "ok", "ok", "problem"),
+    "nemotron_3_nano": (IM_END, "ok", "warning", "problem"),
     "lfm2": (IM_END, "problem", "problem", None),  # knows of tools, and leaves out the calls
     "gemma": ("<end_of_turn>", "problem", "problem", None),  # knows of no tools
     "llama3": (EOT, "problem", "problem", None),
@@ -63,6 +72,38 @@ def test_real_templates_are_known_for_what_they_are(tmp_path, name):
     found = levels(with_template(tmp_path, (FOLDER / f"{name}.jinja").read_text(), end))
     assert [found["template"], found["bridging"], found.get("parser")] == wanted
     assert found["stop tokens"] == "ok"
+
+
+@pytest.mark.skipif(FOLDER is None, reason="trl is not installed: its wheel brings the templates")
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_model_is_loaded_only_if_the_doctor_finds_that_its_calls_are_bridged_and_read(tmp_path, name):
+    end, _, bridging, parser = TEMPLATES[name]
+    assert FOLDER is not None
+    spec = ModelSpec(str(with_template(tmp_path, (FOLDER / f"{name}.jinja").read_text(), end)))
+    if bridging == "problem":
+        with pytest.raises(Unbridgeable):
+            load_dialect(spec)
+    elif parser == "problem":
+        with pytest.raises(
+            UnreadableError, match=r"(?s)(is not read back|that could be read): .*; calls in this model's form are"
+        ) as refusal:
+            load_dialect(spec)
+        assert finding(tmp_path, "parser").remedy == refusal.value.remedy
+    else:
+        load_dialect(spec)
+
+
+@pytest.mark.skipif(FOLDER is None, reason="trl is not installed: its wheel brings the templates")
+def test_a_model_whose_calls_are_read_leniently_alone_is_refused_with_the_option_that_reads_them(tmp_path):
+    assert FOLDER is not None
+    folder = with_template(tmp_path, (FOLDER / "llama3_1.jinja").read_text(), EOT)
+    with pytest.raises(UnreadableError, match=r'"parameters": .* add --lenient') as refusal:
+        load_dialect(ModelSpec(str(folder)))
+    again = pickle.loads(pickle.dumps(refusal.value))
+    assert (str(again), again.remedy) == (str(refusal.value), refusal.value.remedy)
+    dialect = load_dialect(ModelSpec(str(folder), lenient=True))
+    _, calls = dialect.read_text('{"name": "look_up", "parameters": {"word": "egret"}}', [PROBE])
+    assert [call.arguments for call in calls if isinstance(call, ToolCall)] == [{"word": "egret"}]
 
 
 def finding(folder: Path, about: str):

@@ -13,6 +13,8 @@ from openai import AsyncOpenAI
 from starlette.responses import Response
 
 from art_mcp.openai_patch.check import PROBES, examine
+from art_mcp.openai_patch.desk import compare
+from art_mcp.openai_patch.wire import Choice
 from tests.agent.players import tokenizer
 from tests.clocks import skip
 from tests.openai_patch.agents import Between, forged
@@ -203,3 +205,8 @@ async def test_a_model_that_is_not_there_is_told_with_those_that_are(model):
         found = await findings_of(client, model="other", only=["chat"])
     assert found["models"].words.startswith("'other' is not listed; there is tiny")
     assert "404" in found["chat"].words
+
+
+def test_a_thought_without_words_that_the_message_leaves_out_is_no_lie():
+    tokens = ["<think>", "\n\n", "</think>", "\n\n", "A heron."]
+    compare(tokens, Choice({"role": "assistant", "content": "A heron."}, "stop", (1, 2, 3, 2, 4), (0.0,) * 5), "they say")
