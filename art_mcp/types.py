@@ -194,7 +194,8 @@ class Patience:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one rollout may use: policy turns, tokens of the whole conversation, tokens of one turn, tool calls, seconds."""
+    """What one rollout may use: policy turns, tokens of the whole conversation, tokens of one turn, tool calls, seconds. One
+    that the seconds end is scored, but nothing is learned from it (`TrajectoryGroup.compared`)."""
 
     turns: int = 8
     tokens: int = 4096
@@ -233,6 +234,11 @@ class Trajectory:
         if self.stop_reason is not StopReason.ANSWERED or not self.messages:
             return ""
         return str(self.messages[-1].get("content") or "")
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the clock ended it: the machine's doing as much as the policy's."""
+        return self.stop_reason is StopReason.TIME_LIMIT
 
     @property
     def turns(self) -> int:
@@ -296,6 +302,13 @@ class TrajectoryGroup:
     def rollouts(self) -> tuple[ScoredTrajectory, ...]:
         """One trajectory of each rollout: its last branch, where the conversation branched."""
         return tuple({scored.trajectory.rollout_id: scored for scored in self.trajectories}.values())
+
+    @property
+    def compared(self) -> tuple[ScoredTrajectory, ...]:
+        """Those of `rollouts` that the clock did not end. How fast a machine is says nothing of the policy, so the others are
+        no part of the baseline, of the loss, or of what is thought of a scenario; scored and recorded they are."""
+        late = {scored.trajectory.rollout_id for scored in self.trajectories if scored.trajectory.out_of_time}
+        return tuple(scored for scored in self.rollouts if scored.trajectory.rollout_id not in late)
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,13 +145,15 @@ def allot(shares: Mapping[int, float], count: int, *, offset: float) -> dict[int
 
 
 def outcomes_of(groups: Sequence[TrajectoryGroup], environment: Environment) -> dict[str, list[int]]:
-    """How often each scenario was solved and played: {scenario id: [solved, played]}, failed rollouts left out."""
+    """How often each scenario was solved and played: {scenario id: [solved, played]}. Rollouts that failed are left out, and
+    those that the clock ended: a slow machine makes no scenario hard."""
     outcomes: dict[str, list[int]] = {}
     for group in groups:
-        if group.scenario is not None and group.trajectories:
+        compared = group.compared
+        if group.scenario is not None and compared:
             counts = outcomes.setdefault(group.scenario.id, [0, 0])
-            counts[0] += sum(environment.solved(one) for one in group.rollouts)
-            counts[1] += len(group.rollouts)
+            counts[0] += sum(map(environment.solved, compared))
+            counts[1] += len(compared)
     return outcomes
 
 

@@ -245,9 +245,11 @@ def shuffled_order(count: int, seed: int, lap: int) -> list[int]:
 
 
 def summarize(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:
-    """Means over a step's rollouts: reward and its parts, turns, calls, tokens; and how many failed."""
-    scored = [one for group in groups for one in group.rollouts]
-    played = [one.trajectory for one in scored]
+    """Means over a step's rollouts: reward and its parts (of those that are compared, unless there are none), turns, calls,
+    tokens; how many failed, and the share that the clock ended."""
+    everyone = [one for group in groups for one in group.rollouts]
+    compared = [one for group in groups for one in group.compared]
+    scored, played = compared or everyone, [one.trajectory for one in everyone]
     names = sorted({name for one in scored for name in one.parts})
     return {
         "reward": fmean([one.reward for one in scored]),
@@ -257,6 +259,7 @@ def summarize(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:
         "malformed": float(sum(trajectory.malformed for trajectory in played)),
         "tool_errors": float(sum(trajectory.tool_errors for trajectory in played)),
         "sampled_tokens": float(sum(one.trajectory.policy_tokens for group in groups for one in group.trajectories)),
-        "rollouts": float(len(scored)),
+        "rollouts": float(len(everyone)),
         "failed_rollouts": float(sum(len(group.failures) for group in groups)),
+        "out_of_time": 1 - len(compared) / len(everyone),
     }

@@ -33,7 +33,8 @@ def advantages(rewards: Sequence[float], *, leave_one_out: bool = False, scale: 
 
 
 def rewards_by_rollout(group: TrajectoryGroup) -> dict[str, float]:
-    """One reward a rollout: the branches of a conversation share theirs, so they count once in the mean.
+    """One reward for each rollout that is compared: the branches of a conversation share theirs, so they count once in the
+    mean.
 
     Raises TrainError for a reward that is no finite number, and for branches of one rollout whose rewards differ.
     """
@@ -47,12 +48,12 @@ def rewards_by_rollout(group: TrajectoryGroup) -> dict[str, float]:
                 f"rollout {name!r} has the rewards {rewards[name]} and {reward}: branches of one rollout share one reward, "
                 "and different rollouts need different ids"
             )
-    return rewards
+    return {one.trajectory.rollout_id: rewards[one.trajectory.rollout_id] for one in group.compared}
 
 
 def group_advantages(groups: Sequence[TrajectoryGroup], config: TrainConfig, *, step: int) -> list[dict[str, float]]:
-    """For each group, the advantage of each of its rollouts by id. With `control="shuffled"` the rewards of the whole
-    batch are first dealt out anew, keyed by (seed, step): a run that must learn nothing."""
+    """For each group, the advantage of each of its rollouts that are compared, by id. With `control="shuffled"` the rewards of
+    the whole batch are first dealt out anew, keyed by (seed, step): a run that must learn nothing."""
     rewards = [rewards_by_rollout(group) for group in groups]
     if config.control == "shuffled":
         rewards = shuffled(rewards, f"{config.seed}:{step}:control")

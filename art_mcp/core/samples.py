@@ -10,7 +10,9 @@ from art_mcp.types import Sample, Span, TrainConfig, Trajectory, TrajectoryGroup
 
 
 def make_samples(groups: Sequence[TrajectoryGroup], config: TrainConfig, *, step: int) -> list[Sample]:
-    """One sample for each trajectory of each group, zero advantages included: their tokens count in the normalisation.
+    """One sample for each trajectory of each group, zero advantages included: their tokens count in the normalisation. What the
+    clock ended is left out (as by TRL's `mask_truncated_completions`); where that is all, the samples are such that the step
+    changes nothing.
 
     Raises TrainError where every rollout failed, with the first failure, and for a trajectory without spans (a remote
     model's): nothing can be learned from either.
@@ -20,8 +22,9 @@ def make_samples(groups: Sequence[TrajectoryGroup], config: TrainConfig, *, step
     for group, advantages in zip(groups, group_advantages(groups, config, step=step), strict=True):
         for scored in group.trajectories:
             trajectory = scored.trajectory
-            samples.append(make_sample(trajectory, advantages[trajectory.rollout_id]))
-    return samples
+            if trajectory.rollout_id in advantages:
+                samples.append(make_sample(trajectory, advantages[trajectory.rollout_id]))
+    return samples or [make_sample(scored.trajectory, 0.0) for group in groups for scored in group.trajectories]
 
 
 def check_alive(groups: Sequence[TrajectoryGroup]) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from art_mcp.observe.cuts import Cuts
 from art_mcp.observe.ties import Ties
 from art_mcp.types import FailedRollout, ScoredTrajectory, TrajectoryGroup
 
@@ -55,7 +56,7 @@ class ConsoleProgress:
         self._parts: Sequence[Part] = ()
         self._step: int | None = None
         self._told: int | None = None
-        self._ties = Ties()
+        self._watched = (Ties(), Cuts())
 
     def __enter__(self) -> ConsoleProgress:
         if self._live:
@@ -88,7 +89,7 @@ class ConsoleProgress:
         if values.get("samples_with_signal") == 0:
             parts.append(Part("nothing to learn: equal rewards in each group", REASON, "nothing to learn"))
         self._over(step + 1, parts)
-        if note := self._ties.note(values):
+        for note in filter(None, [watched.note(values) for watched in self._watched]):
             self._console.print(note, highlight=False, markup=False, soft_wrap=True)
 
     def _over(self, step: int, parts: Sequence[Part]) -> None:

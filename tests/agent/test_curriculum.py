@@ -146,6 +146,23 @@ def test_a_step_is_counted_by_scenario_and_by_level_without_what_the_world_broke
     assert solved_shares(groups[3:4], outcomes_of(groups[3:4], place)) == {}
 
 
+def test_what_the_clock_ended_makes_no_scenario_hard():
+    place = environment()
+    played = {
+        name: Trajectory(LEVELS[0], name, ({"role": "assistant", "content": answer},), (), reason).scored(
+            value, {"said": value}
+        )
+        for name, answer, reason, value in (
+            ("a", "5", StopReason.ANSWERED, 1.0),
+            ("b", "", StopReason.TIME_LIMIT, 0.0),
+            ("c", "", StopReason.TIME_LIMIT, 1.0),
+        )
+    }
+    groups = [TrajectoryGroup(tuple(played.values()), (), LEVELS[0]), TrajectoryGroup((played["b"],), (), LEVELS[1])]
+    assert outcomes_of(groups, place) == {LEVELS[0].id: [1, 1]}
+    assert solved_shares(groups, outcomes_of(groups, place)) == {"solved": 1.0, "solved/level1": 1.0}
+
+
 MIXED = [scenario(answer, id=f"{level}-{number}", level=level) for level, answer in ((1, "5"), (2, "6")) for number in range(9)]
 
 

@@ -266,10 +266,10 @@ async def test_a_split_that_the_environment_does_not_have_is_told():
         await loop(Plan(steps=1, split="practice"))
 
 
-def trajectory(reward, *, uses=(), turns=1):
+def trajectory(reward, *, uses=(), turns=1, reason=StopReason.ANSWERED):
     spans = (Span((1, 2)), Span((3, 4, 5), (-0.1,) * 3, 0))
     messages = ({"role": "assistant", "content": "5"},) * turns
-    played = Trajectory(scenario("5"), f"r{reward}", messages, spans, StopReason.ANSWERED, tuple(uses))
+    played = Trajectory(scenario("5"), f"r{reward}{reason}", messages, spans, reason, tuple(uses))
     return played.scored(reward, {"said": reward, "extra": 0.0} if reward else {"said": reward})
 
 
@@ -294,4 +294,15 @@ def test_a_step_is_summed_up_over_its_rollouts():
         "sampled_tokens": 9.0,
         "rollouts": 3.0,
         "failed_rollouts": 2.0,
+        "out_of_time": 0.0,
     }
+
+
+def test_the_reward_of_a_step_is_that_of_the_rollouts_that_the_clock_did_not_end():
+    late = trajectory(0.0, reason=StopReason.TIME_LIMIT)
+    found = summarize([TrajectoryGroup((trajectory(1.0), late)), TrajectoryGroup((late,))])
+    assert (found["reward"], found["reward/said"]) == (1.0, 1.0)
+    assert (found["rollouts"], found["sampled_tokens"], found["failed_rollouts"]) == (3.0, 9.0, 0.0)
+    assert math.isclose(found["out_of_time"], 2 / 3)
+    found = summarize([TrajectoryGroup((late,))])
+    assert (found["reward"], found["out_of_time"]) == (0.0, 1.0)

@@ -14,9 +14,13 @@ from art_mcp.types import FailedRollout, Span, StopReason, TrainConfig, Trajecto
 PLAIN = TrainConfig()
 
 
-def scored(rollout, reward):
+def scored(rollout, reward, reason=StopReason.ANSWERED):
     spans = (Span((1, 2)), Span((3,), (-0.5,), 0))
-    return Trajectory(None, rollout, (), spans, StopReason.ANSWERED).scored(reward)
+    return Trajectory(None, rollout, (), spans, reason).scored(reward)
+
+
+def late(rollout, reward=0.0):
+    return scored(rollout, reward, StopReason.TIME_LIMIT)
 
 
 def make_group(*rewards, failed=0, name="q"):
@@ -81,6 +85,27 @@ def test_a_reward_that_is_no_number_is_refused(reward):
 def test_failed_rollouts_are_left_out_of_the_baseline():
     assert group_advantages([make_group(1.0, 0.0, failed=6)], PLAIN, step=0) == [{"q/0": 0.5, "q/1": -0.5}]
     assert group_advantages([make_group(failed=3)], PLAIN, step=0) == [{}]
+
+
+@pytest.mark.parametrize("config", [PLAIN, PLAIN.with_(baseline="leave_one_out"), PLAIN.with_(scale_advantages=True)])
+def test_what_the_clock_ended_is_in_no_baseline_and_has_no_advantage(config):
+    group = TrajectoryGroup((scored("a", 1.0), late("b"), scored("c", 0.0), late("d", 1.0)))
+    without = TrajectoryGroup((scored("a", 1.0), scored("c", 0.0)))
+    assert group_advantages([group], config, step=0) == group_advantages([without], config, step=0)
+    alone = TrajectoryGroup((late("a"), scored("b", 1.0), late("c")))
+    assert group_advantages([alone, TrajectoryGroup((late("d"), late("e", 1.0)))], config, step=0) == [{"b": 0.0}, {}]
+
+
+def test_a_rollout_of_which_one_branch_ran_out_of_time_is_not_compared():
+    group = TrajectoryGroup((late("a", 1.0), scored("a", 1.0), scored("b", 0.0)))
+    assert group_advantages([group], PLAIN, step=0) == [{"b": 0.0}]
+    assert [one.trajectory.rollout_id for one in group.rollouts] == ["a", "b"]
+
+
+def test_the_control_deals_out_no_reward_of_what_the_clock_ended():
+    groups = [TrajectoryGroup((scored("a", 0.0), late("b", 1.0))), TrajectoryGroup((scored("c", 0.0), late("d", 1.0)))]
+    for step in range(20):
+        assert group_advantages(groups, TrainConfig(control="shuffled"), step=step) == [{"a": 0.0}, {"c": 0.0}]
 
 
 def test_the_configuration_chooses_the_baseline_and_the_scale():

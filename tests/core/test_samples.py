@@ -17,8 +17,12 @@ SPANS = (
 )
 
 
-def trajectory(rollout="r", spans=SPANS):
-    return Trajectory(None, rollout, (), spans, StopReason.ANSWERED)
+def trajectory(rollout="r", spans=SPANS, reason=StopReason.ANSWERED):
+    return Trajectory(None, rollout, (), spans, reason)
+
+
+def late(rollout, reward):
+    return trajectory(rollout, reason=StopReason.TIME_LIMIT).scored(reward)
 
 
 def test_a_sample_is_the_spans_as_they_were_sampled():
@@ -35,6 +39,19 @@ def test_every_trajectory_becomes_a_sample_even_without_signal():
     split = TrajectoryGroup((trajectory("c").scored(1.0), trajectory("d").scored(0.0), trajectory("d").scored(0.0)))
     samples = make_samples([tied, split], TrainConfig(), step=0)
     assert [sample.advantage for sample in samples] == [0.0, 0.0, 0.5, -0.5, -0.5]
+
+
+def test_nothing_is_learned_from_what_the_clock_ended_and_its_tokens_do_not_count():
+    group = TrajectoryGroup((trajectory("a").scored(1.0), late("b", 0.0), trajectory("c").scored(0.0)))
+    gone = TrajectoryGroup((late("d", 1.0), late("e", 0.0)))
+    samples = make_samples([group, gone], TrainConfig(), step=0)
+    assert [sample.advantage for sample in samples] == [0.5, -0.5]
+    assert samples == make_samples([TrajectoryGroup(group.compared)], TrainConfig(), step=0)
+
+
+def test_a_batch_that_the_clock_ended_altogether_is_a_step_without_a_signal():
+    gone = TrajectoryGroup((late("d", 1.0), late("e", 0.0)))
+    assert [sample.advantage for sample in make_samples([gone], TrainConfig(), step=0)] == [0.0, 0.0]
 
 
 def test_where_every_rollout_failed_there_is_nothing_to_learn_from_and_the_first_failure_is_told():

@@ -101,6 +101,16 @@ def test_most_groups_of_ten_steps_with_equal_rewards_are_told_once_with_what_to_
     assert noted([{"samples_with_signal": 2.0, "solved": 0.9}] * 30) == []
 
 
+def test_a_clock_that_ends_more_than_a_few_rollouts_is_told_once_with_what_to_try(clock):
+    few, many = {"rollouts": 16.0, "out_of_time": 0.05}, {"rollouts": 16.0, "out_of_time": 0.25}
+    assert noted([few] * 50) == noted([many]) == []  # a moment is not enough
+    (note,) = noted([few] * 9 + [many] * 50)
+    assert note.startswith("note: the time limit ended 7 % of the last 10 steps' rollouts, and nothing is learned from those: ")
+    assert note.endswith("raise Limits(seconds=…) in the environment, or play fewer at once (a lower --concurrency)")
+    (note,) = noted([{"rollouts": 128.0, "out_of_time": 1.0}] * 20)
+    assert note.startswith("note: the time limit ended 100 % of the last step's rollouts")
+
+
 def test_a_resumed_run_tells_its_pace_from_its_own_steps(clock):
     progress = ConsoleProgress(io.StringIO(), first=90, steps=100)
     progress.metrics(90, METRICS)
