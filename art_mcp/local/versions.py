@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+
+from art_mcp.store.lock import take
 
 PREFIX = "art-mcp-versions-"
 LOCK = "in-use"
@@ -22,7 +23,7 @@ class Versions:
         self.path = Path(self._folder.name)
         making = self.path / "making"
         self._lock = making.open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        take(self._lock)
         making.rename(self.path / LOCK)  # nobody finds it before it is locked
 
     def cleanup(self) -> None:
@@ -33,5 +34,5 @@ class Versions:
 def remove_if_left(folder: Path) -> None:
     """Removes a folder whose process is gone; one of which that is not known, or that is another user's, stays."""
     with suppress(OSError), (folder / LOCK).open("r+") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder, ignore_errors=True)
+        if take(lock):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from art_mcp.core.names import suggest
 from art_mcp.errors import RunError, boundary
 from art_mcp.store.aside import put_back
+from art_mcp.store.lock import NO_LOCKS, take
 from art_mcp.store.trajectories import write_groups
 from art_mcp.store.whole import replace_text
 from art_mcp.types import TrajectoryGroup
 
 RUNS = Path("runs")
 MANIFEST, METRICS, LATEST = "manifest.json", "metrics.jsonl", "latest"
+LOCK = ".lock"
+"""In a run's folder: who writes there, or did last. It stays, since one that is removed can be held by two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,23 @@ class Run:
         with boundary(RunError, f"writing {path}"):
             known = self.manifest if path.exists() else {}
             replace_text(path, json.dumps({**known, **values}, indent=2, ensure_ascii=False) + "\n")
+
+    @contextmanager
+    def held(self) -> Generator[None]:
+        """Within the block nobody else writes this run; reading needs no leave. Raises RunError, with who has it and what to
+        do, where another process does. What a killed process held is free."""
+        path = self.folder / LOCK
+        with boundary(RunError, f"writing {path}"):
+            file = path.open("a+", encoding="utf-8")
+        with file:
+            with boundary(RunError, f"locking {path}"):
+                who = claim(file)
+            if who:
+                raise RunError(
+                    f"{self.folder} is being trained by {who}: wait until that ends, or stop it (Ctrl-C, or kill -INT with its "
+                    "number, saves its last step), and go on then"
+                )
+            yield
 
     def groups(self, step: int, groups: Sequence[TrajectoryGroup]) -> None:
         """trajectories/step-NNNNNN.parquet: one row a trajectory, failed rollouts included."""
@@ -96,6 +118,23 @@ class Run:
                 folder = self.checkpoint(step)
                 # renamed first: a kill must not leave a folder that looks whole
                 shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.{os.getpid()}.tmp")))
+
+
+def claim(file: IO[str]) -> str:
+    """Who holds the lock on `file`; "" where that is this process now, whose name is in it then."""
+    try:
+        mine = take(file)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return ""
+    if not mine:
+        file.seek(0)
+        return file.read() or "another process"
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}")
+    file.flush()
+    return ""
 
 
 def new_run(root: Path, name: str | None, *, keep_seconds: bool = True) -> Run:

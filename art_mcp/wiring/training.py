@@ -76,16 +76,24 @@ async def train(training: Training, *, name: str | None, stream: Any) -> dict[st
             note_unseen_tools(stage, stream=stream)
         shown = await find_demonstrations(stage, lessons, plan=training.plan, stream=stream) if lessons else ()
         run = new_run(RUNS, name, keep_seconds=not training.setting.deterministic)
-        run.describe(describe_stage(stage))
-        if lessons:
-            keep_demonstrations(run, shown, tools=stage.toolbox.tools)
-        return await carry_out(training, run, stage=stage, clock=clock, stream=stream)
+        with run.held():
+            run.describe(describe_stage(stage))
+            if lessons:
+                keep_demonstrations(run, shown, tools=stage.toolbox.tools)
+            return await carry_out(training, run, stage=stage, clock=clock, stream=stream)
 
 
 async def resume(folder: str, *, plan: Mapping[str, Any], stream: Any) -> dict[str, Any]:
     """Goes on with a run from its last checkpoint, or from its start where it has none yet. `plan` (steps, seconds), unless it
-    is empty, takes the place of what the run was asked for."""
+    is empty, takes the place of what the run was asked for. Raises RunError, before anything is touched, for a run that another
+    process goes on with."""
     run = find_run(folder)
+    with run.held():
+        return await go_on(run, plan=plan, stream=stream)
+
+
+async def go_on(run: Run, *, plan: Mapping[str, Any], stream: Any) -> dict[str, Any]:
+    """`resume` of a run that is ours."""
     training = read_training(run)
     refuse_recorders(training)
     recall_taught(run)

@@ -1,5 +1,6 @@
 """A run's folder: its name, what is appended and replaced, what a kill may leave, and how it is rewound."""
 
+import errno
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ import pytest
 
 from art_mcp.errors import RunError
 from art_mcp.store.aside import put_back, replace_folder
-from art_mcp.store.run import Run, new_run, open_run
+from art_mcp.store.run import LOCK, Run, new_run, open_run
 from art_mcp.store.trajectories import read_rows
 from art_mcp.types import StopReason, Trajectory, TrajectoryGroup
 
@@ -34,6 +35,54 @@ def test_a_new_run_has_a_folder_of_its_own_and_latest_points_to_it(tmp_path):
     assert not (tmp_path / "latest").readlink().is_absolute()
     new = new_run(tmp_path, None)
     assert (tmp_path / "latest").resolve() == new.folder.resolve()
+
+
+HOLD = """
+import subprocess, sys
+from pathlib import Path
+from art_mcp.store.run import Run
+with Run(Path(sys.argv[1])).held():
+    subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"])  # outlives the kill
+    print("held", flush=True)
+    input()
+"""
+
+
+def test_a_run_is_held_by_one_process_alone_and_a_killed_one_lets_go_of_it(tmp_path):
+    run = new_run(tmp_path, "mine")
+    run.describe({})
+    run.metrics(0, {"reward": 0.5})
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(run.folder)], text=True, **pipes)
+    assert other.stdout.readline() == "held\n"
+    with (
+        pytest.raises(RunError, match=rf"mine is being trained by process {other.pid} on .+: wait until that ends"),
+        run.held(),
+    ):
+        pass
+    assert open_run(run.folder).read_metrics() == [{"step": 0, "reward": 0.5}]
+    other.kill()
+    other.wait()
+    with run.held():
+        assert f"process {os.getpid()} on " in (run.folder / LOCK).read_text()
+    other.communicate()
+
+
+def test_a_run_on_a_file_system_without_locks_is_trained_all_the_same(tmp_path, monkeypatch):
+    run = new_run(tmp_path, "mine")
+
+    def fail(code):
+        def take(file):
+            raise OSError(code, os.strerror(code))
+
+        return take
+
+    monkeypatch.setattr("art_mcp.store.run.take", fail(errno.ENOSYS))
+    with run.held():
+        pass
+    monkeypatch.setattr("art_mcp.store.run.take", fail(errno.EIO))
+    with pytest.raises(RunError, match=r"locking .*mine/\.lock: .*Input/output error"), run.held():
+        pass
 
 
 def test_a_name_that_is_taken_is_refused_with_what_to_do(tmp_path):

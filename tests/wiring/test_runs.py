@@ -22,7 +22,7 @@ from art_mcp.agent.evaluate import wilson
 from art_mcp.agent.imitation import Lessons
 from art_mcp.agent.loop import Plan
 from art_mcp.errors import ConfigError, EnvironmentLoadError, RunError
-from art_mcp.store.run import Run
+from art_mcp.store.run import LOCK, Run
 from art_mcp.store.trajectories import read_rows
 from art_mcp.types import TrainConfig
 from art_mcp.wiring import measured, training
@@ -366,6 +366,40 @@ def test_a_mistake_leaves_no_run_behind(project):
     with pytest.raises(ConfigError, match="no server 'calculator'"):
         train(replace(ASKED, setting=replace(SETTING, environment=calculator)), "typo")
     assert not (project / "runs").exists()
+
+
+def test_a_run_that_is_alive_is_not_resumed_and_nothing_in_it_is_touched(straight, project):
+    shutil.copytree(straight[0].folder, project / "runs" / "alive")
+    run = run_at(project, "alive")
+    files = {path: path.stat().st_mtime_ns for path in run.folder.glob("**/*") if path.name != LOCK}
+    with run.held():
+        told = rf"runs/alive is being trained by process {os.getpid()} on .*: wait until that ends, or stop it \(Ctrl-C"
+        with pytest.raises(RunError, match=told):
+            resume("alive", steps=6)
+        assert {path: path.stat().st_mtime_ns for path in run.folder.glob("**/*") if path.name != LOCK} == files
+        assert find_model("alive") == "runs/alive/checkpoints/step-000004"  # reading needs no leave
+    resume("alive")
+
+
+def test_a_run_is_held_from_before_it_can_be_found_until_it_ends(project, monkeypatch):
+    held = []
+
+    def describe(stage):
+        with pytest.raises(RunError, match=f"is being trained by process {os.getpid()} on "), run_at(project, "new").held():
+            pass
+        held.append(True)
+        return {}
+
+    def finish(run, asked):
+        describe(None)
+
+    monkeypatch.setattr(training, "describe_stage", describe)
+    monkeypatch.setattr(training, "finish", finish)
+    train(replace(ASKED, plan=replace(PLAN, steps=0), eval_n=0), "new")
+    resume("new", steps=0)
+    assert len(held) == 4
+    with run_at(project, "new").held():
+        pass
 
 
 def test_a_name_that_is_taken_is_refused_before_anything_is_opened(straight, project):
