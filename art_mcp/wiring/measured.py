@@ -45,10 +45,13 @@ async def measure(stage: Stage, training: Training, *, stream: Any, label: str) 
 
 
 def known_at(run: Run, step: int) -> dict[str, Any]:
-    """What was measured of the policy after so many steps already: before the first, or after the warm start; else empty."""
+    """What was measured of the policy after so many steps already: before the first, after the warm start, or where the run
+    ended before it was resumed, if nothing was trained since; else empty."""
     manifest = run.manifest
     warm = manifest.get("warm_start", {})
     known: dict[int, dict[str, Any]] = {warm.get("steps", 0): warm.get("after", {}), 0: manifest["before"]}
+    if manifest.get("resumed") and manifest["resumed"][-1]["step"] == manifest.get("steps"):
+        known[manifest["steps"]] = manifest["after"]
     return known.get(step, {})
 
 

@@ -102,12 +102,19 @@ async def go_on(run: Run, *, plan: Mapping[str, Any], stream: Any) -> dict[str, 
     run = replace(run, keep_seconds=not training.setting.deterministic)
     clock = Clock()
     last = run.checkpoints()[-1:]
+    training = replace(training, plan=no_less_than_taken(training.plan, run, last[0] if last else 0))
     checkpoint = str(run.checkpoint(last[0])) if last else None
     async with open_stage(training.setting, splits=training.splits, resume_from=checkpoint, stream=stream) as stage:
         run.rewind(last[0] if last else 0)
         resumed = {"step": last[0] if last else 0, **describe_stage(stage)}
         run.describe({"resumed": [*run.manifest.get("resumed", []), resumed]})
         return await carry_out(training, run, stage=stage, clock=clock, stream=stream)
+
+
+def no_less_than_taken(plan: Plan, run: Run, step: int) -> Plan:
+    """The plan of a run that stands at `step`; steps that it has taken already are not taken back by asking for fewer."""
+    taken = step - run.manifest.get("warm_start", {}).get("steps", 0)
+    return plan if plan.steps is None else replace(plan, steps=max(plan.steps, taken))
 
 
 def read_training(run: Run) -> Training:

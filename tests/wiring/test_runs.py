@@ -156,6 +156,16 @@ def test_a_resumed_run_with_nothing_left_to_do_changes_nothing(straight, project
     assert told.getvalue() == "nothing is left to train: the run has taken 4 steps of 4: ask for more with --steps 104\n"
 
 
+def test_fewer_steps_than_a_run_has_taken_take_none_back_and_measure_nothing_again(straight, project, monkeypatch):
+    shutil.copytree(straight[0].folder, project / "runs" / "enough")
+    measured, told = run_at(project, "enough").manifest["after"], StringIO()
+    monkeypatch.setattr(training, "measure", None)
+    assert resume("enough", steps=2, stream=told)["after"] == measured
+    assert told.getvalue() == "nothing is left to train: the run has taken 4 steps of 4: ask for more with --steps 104\n"
+    assert run_at(project, "enough").manifest["training"]["plan"]["steps"] == 4
+    assert run_at(project, "enough").manifest["status"] == "finished"
+
+
 def test_a_run_without_a_checkpoint_is_resumed_from_its_start_and_new_limits_replace_the_old(straight, project):
     spent = replace(ASKED, plan=replace(PLAN, steps=None, seconds=0.0), eval_n=0)
     train(spent, "early")
