@@ -217,7 +217,8 @@ class StopReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """The record of one rollout: `messages` for people and rewards, `spans` for the trainer (empty for remote models)."""
+    """The record of one rollout: `messages` for people and rewards, `spans` for the trainer (empty for remote models), whose
+    turns were sampled at `temperature` (None: not known, or not at one)."""
 
     scenario: Scenario | None
     rollout_id: str
@@ -227,6 +228,7 @@ class Trajectory:
     uses: tuple[ToolUse, ...] = ()
     seconds: float = 0.0
     usage: Usage | None = None
+    temperature: float | None = None
 
     @property
     def answer(self) -> str:

@@ -63,8 +63,7 @@ async def rollout(
     Every draw depends on (`key`, scenario id, `number`, turn) alone; `key` is (run seed, step), `number` the rollout's
     place in its group. The spans are never longer than `limits.tokens` or the model's context.
 
-    Raises RolloutError when the world fails: a dead tool server, an engine that fails or that has not answered the first
-    turn within `limits.seconds`, an opening that leaves no room for a turn.
+    Raises RolloutError when the world fails: a dead tool server, an engine, an opening without room for a turn, no first turn.
     """
     limits = limits or Limits()
     transcript = Transcript(opening_of(scenario.prompt, system))
@@ -92,6 +91,7 @@ async def rollout(
         stop_reason=reason,
         uses=tuple(transcript.uses),
         seconds=clock.seconds,
+        temperature=temperature,
     )
 
 

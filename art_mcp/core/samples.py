@@ -15,9 +15,11 @@ def make_samples(groups: Sequence[TrajectoryGroup], config: TrainConfig, *, step
     changes nothing.
 
     Raises TrainError where every rollout failed, with the first failure, and for a trajectory without spans (a remote
-    model's): nothing can be learned from either.
+    model's): nothing can be learned from either. So it does for one that was sampled at another temperature than
+    `config.temperature`, at which its log probabilities would mean something else.
     """
     check_alive(groups)
+    check_temperature(groups, config.temperature)
     samples: list[Sample] = []
     for group, advantages in zip(groups, group_advantages(groups, config, step=step), strict=True):
         for scored in group.trajectories:
@@ -31,8 +33,20 @@ def check_alive(groups: Sequence[TrajectoryGroup]) -> None:
     """Raises TrainError where no rollout was played to its end."""
     if not any(group.trajectories for group in groups):
         failures = [failure for group in groups for failure in group.failures]
-        first = f", first with {failures[0].kind}: {failures[0].message}" if failures else ": none was asked for"
-        raise TrainError(f"every rollout failed{first}")
+        if not failures:
+            raise TrainError("there is nothing to train on: no group has a rollout")
+        raise TrainError(f"every rollout failed, first with {failures[0].kind}: {failures[0].message}")
+
+
+def check_temperature(groups: Sequence[TrajectoryGroup], trained: float) -> None:
+    for trajectory in (scored.trajectory for group in groups for scored in group.trajectories):
+        sampled = trajectory.temperature
+        if sampled is not None and sampled != trained:
+            remedy = f"train with TrainConfig(temperature={sampled:g})" if sampled else "sample at a temperature above 0"
+            raise TrainError(
+                f"rollout {trajectory.rollout_id!r} was sampled at temperature {sampled:g} and is trained at {trained:g}, "
+                f"where its log probabilities are not those of its tokens: {remedy}"
+            )
 
 
 def make_sample(trajectory: Trajectory, advantage: float) -> Sample:

@@ -62,6 +62,7 @@ class Recording:
         self._asked_for = ""
         self._branches: list[Branch] = []
         self._dropped: list[str] = []
+        self._temperatures: set[float] = set()
         self._broken = ""
         self._began = monotonic()
         self._seconds: float | None = None
@@ -108,6 +109,8 @@ class Recording:
             self.calls += 1
             name = str(sent.get("model"))
             self._asked_for = self._asked_for or name
+            told = sent.get("temperature")
+            self._temperatures.add(told if isinstance(told, int | float) else 1.0)  # what an endpoint takes where none is told
             if self.policy and name in (self._asked_for, self.policy, self.policy.partition("@")[0]):
                 sent["model"] = self.policy
             return sent
@@ -159,4 +162,5 @@ class Recording:
             stop_reason=REASONS.get(branch.finish_reason, StopReason.TURN_LIMIT),
             uses=uses_of(branch.messages, branch.malformed),
             seconds=monotonic() - self._began if self._seconds is None else self._seconds,
+            temperature=min(self._temperatures) if len(self._temperatures) == 1 else None,
         )

@@ -1,5 +1,7 @@
 """From trajectories to samples: token for token as they were sampled."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,6 +51,22 @@ def test_nothing_is_learned_from_what_the_clock_ended_and_its_tokens_do_not_coun
     assert samples == make_samples([TrajectoryGroup(group.compared)], TrainConfig(), step=0)
 
 
+@pytest.mark.parametrize(
+    ("sampled", "told"),
+    [
+        (0.5, r"rollout 'b' was sampled at temperature 0.5 and is trained at 1, .*TrainConfig\(temperature=0.5\)"),
+        (0.0, "sample at a temperature above 0"),
+    ],
+)
+def test_what_was_sampled_at_another_temperature_is_not_trained_on(sampled, told):
+    cold = replace(trajectory("b"), temperature=sampled)
+    group = TrajectoryGroup((replace(trajectory("a"), temperature=1.0).scored(1.0), cold.scored(0.0)))
+    with pytest.raises(TrainError, match=told):
+        make_samples([group], TrainConfig(), step=0)
+    unknown = TrajectoryGroup((trajectory("a").scored(1.0), trajectory("b").scored(0.0)))
+    assert len(make_samples([unknown], TrainConfig(temperature=0.7), step=0)) == 2
+
+
 def test_a_batch_that_the_clock_ended_altogether_is_a_step_without_a_signal():
     gone = TrajectoryGroup((late("d", 1.0), late("e", 0.0)))
     assert [sample.advantage for sample in make_samples([gone], TrainConfig(), step=0)] == [0.0, 0.0]
@@ -59,7 +77,7 @@ def test_where_every_rollout_failed_there_is_nothing_to_learn_from_and_the_first
     with pytest.raises(TrainError, match="every rollout failed, first with RewardError: reward 'r' gave nan"):
         make_samples([TrajectoryGroup(()), failed], TrainConfig(), step=0)
     for nothing in ([], [TrajectoryGroup(())]):
-        with pytest.raises(TrainError, match="every rollout failed: none was asked for"):
+        with pytest.raises(TrainError, match="no group has a rollout"):
             make_samples(nothing, TrainConfig(), step=0)
     assert len(make_samples([failed, TrajectoryGroup((trajectory().scored(0.0),))], TrainConfig(), step=0)) == 1
 
