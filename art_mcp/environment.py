@@ -18,6 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias, TypeVar, cast
 
+import anyio
+
 from art_mcp.core.complaints import clip
 from art_mcp.errors import ArtMcpError, EnvironmentLoadError, ResetError, RewardError, boundary, describe, explained
 from art_mcp.ports import Toolbox
@@ -27,7 +29,8 @@ Given = TypeVar("Given")
 
 Reward: TypeAlias = Callable[..., float | Awaitable[float]]
 """`reward(trajectory)` or `reward(trajectory, toolbox)`, plain or async; the toolbox is still open, and has every tool of the
-servers, those that the policy is not offered too."""
+servers, those that the policy is not offered too. An async one is ended after `Limits.code_seconds`; a plain
+one cannot be interrupted, and all rollouts wait for it: what may take long belongs in an async one."""
 
 Solution: TypeAlias = Callable[[Scenario], "tuple[Sequence[ToolCall | Sequence[ToolCall]], str]"]
 """The reference solution of a scenario: calls in order, one a turn (or a sequence of them, made together in one turn), and
@@ -77,7 +80,6 @@ class Environment:
             raise EnvironmentLoadError('an environment needs a reward, such as rewards={"correct": correct}')
         if self.solved_by and self.solved_by not in self.rewards:
             raise EnvironmentLoadError(f"solved_by is {self.solved_by!r}, but the rewards are {', '.join(self.rewards)}")
-
         if type(self.copies) is not int or self.copies < 0:
             raise EnvironmentLoadError(f"copies is how many sets of servers there are at most, such as 8, not {self.copies!r}")
         if self.reset is not None and not self.copies:
@@ -126,26 +128,25 @@ class Environment:
 
     async def bring_back(self, scenario: Scenario, toolbox: Toolbox) -> None:
         """Resets the servers for a rollout of `scenario`, where they need it. Raises ResetError, with what to do, when the
-        environment's `reset` raises or a tool that it calls answers with an error."""
+        environment's `reset` raises or does not end, or a tool that it calls answers with an error."""
         if self.reset is None:
             return
         try:
-            with own_code(ResetError, f"the reset before scenario {scenario.id!r}"):
+            with own_code(ResetError, what := f"the reset before scenario {scenario.id!r}"):
                 done = self.reset(scenario, Obeyed(toolbox.unrestricted))
-                if inspect.isawaitable(done):
-                    await done
+                await ended(done, self.limits.code_seconds, failure=ResetError, what=what)
         except ResetError as error:
             remedy = "mend `reset`, or leave it out of the environment: then servers are started anew for each rollout"
             raise ResetError(f"{error}; {remedy}") from error.__cause__
 
     async def score(self, trajectory: Trajectory, toolbox: Toolbox) -> ScoredTrajectory:
-        """The trajectory with the sum of all rewards and each part by name. Raises RewardError when one of them raises, or
-        gives what is no finite number."""
+        """The trajectory with the sum of all rewards and each part by name. Raises RewardError when one of them raises, does
+        not end, or gives what is no finite number."""
         parts: dict[str, float] = {}
         for name, reward in self.rewards.items():
-            with own_code(RewardError, f"reward {name!r}"):
+            with own_code(RewardError, what := f"reward {name!r}"):
                 given = reward(trajectory, toolbox.unrestricted) if self._asks(name) else reward(trajectory)
-                value = await given if inspect.isawaitable(given) else given
+                value = await ended(given, self.limits.code_seconds, failure=RewardError, what=what)
             parts[name] = number_of(value)
             if not math.isfinite(parts[name]):
                 raise RewardError(f"reward {name!r} gave {clip(repr(value))}: it has to return a finite number")
@@ -192,6 +193,15 @@ def plainly(given: Given) -> Given:
         given.close()
         raise TypeError("it is asynchronous: write `def` in place of `async def`")
     return given
+
+
+async def ended(given: Given | Awaitable[Given], within: float, *, failure: type[ArtMcpError], what: str) -> Given:
+    """What an environment's own code gave, awaited where it is asynchronous: raises `failure` after so many seconds."""
+    if not inspect.isawaitable(given):
+        return given
+    with anyio.move_on_after(within):
+        return await given
+    raise failure(f"{what} had not ended after {within:g} s, all that Limits(code_seconds=…) allows it")
 
 
 def number_of(value: object) -> float:
@@ -266,8 +276,7 @@ def find_module(name: str) -> tuple[ModuleType, str]:
 
 
 def import_here(name: str) -> ModuleType:
-    """The module of this name, found as `python -m` would find it: the script art-mcp has its own folder on the path instead
-    of the current one."""
+    """The module of this name, found as by `python -m`: the script art-mcp has its own folder on the path, not this one."""
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.insert(0, os.getcwd())
     with own_code(EnvironmentLoadError, f"loading the environment module {name!r}"):

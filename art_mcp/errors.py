@@ -56,7 +56,7 @@ class AgentError(RolloutError):
 
 
 class RewardError(RolloutError):
-    """A reward function raised."""
+    """A reward function raised, or did not end in time."""
 
 
 class ResetError(RolloutError):

@@ -195,13 +195,15 @@ class Patience:
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What one rollout may use: policy turns, tokens of the whole conversation, tokens of one turn, tool calls, seconds. One
-    that the seconds end is scored, but nothing is learned from it (`TrajectoryGroup.compared`)."""
+    that the seconds end is scored, but nothing is learned from it (`TrajectoryGroup.compared`).
+    `code_seconds`: how long an asynchronous reward, or a `reset`, of the environment may take before it fails the rollout."""
 
     turns: int = 8
     tokens: int = 4096
     turn_tokens: int = 512
     calls: int = 32
     seconds: float = 120.0
+    code_seconds: float = 300.0
 
 
 class StopReason(StrEnum):

@@ -4,12 +4,14 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import anyio
 import pytest
 
 from art_mcp.environment import Environment, load_environment, takes_toolbox
 from art_mcp.errors import EnvironmentLoadError, RewardError, ToolServerError
 from art_mcp.tools.toolbox import AllTools
-from art_mcp.types import Scenario, StopReason, Trajectory
+from art_mcp.types import Limits, Scenario, StopReason, Trajectory
+from tests.clocks import skip
 
 SMALLEST = """
 from art_mcp import Environment, Scenario
@@ -217,6 +219,34 @@ async def lose(trajectory, toolbox):
 async def test_a_reward_that_fails_is_told_by_name_and_a_lost_server_stays_one(reward, kind, told):
     with pytest.raises(kind, match=told):
         await make(rewards={"fine": later, "r": reward}).score(PLAYED, TOOLBOX)
+
+
+@pytest.mark.anyio
+async def test_an_async_reward_that_hangs_is_ended_and_told_by_its_name_and_limit():
+    gone = []
+
+    async def hang(trajectory):
+        skip(70)
+        try:
+            await anyio.sleep_forever()
+        finally:
+            gone.append(trajectory)
+
+    told = r"^reward 'r' had not ended after 70 s, all that Limits\(code_seconds=…\) allows it$"
+    with pytest.raises(RewardError, match=told):
+        await make(rewards={"fine": later, "r": hang}, limits=Limits(code_seconds=70)).score(PLAYED, TOOLBOX)
+    assert gone == [PLAYED]
+
+
+@pytest.mark.anyio
+async def test_a_timeout_of_an_outer_block_ends_a_reward_and_is_not_called_its_own():
+    async def hang(trajectory):
+        skip(60)
+        await anyio.sleep_forever()
+
+    with anyio.move_on_after(60) as outer:
+        await make(rewards={"r": hang}).score(PLAYED, TOOLBOX)
+    assert outer.cancelled_caught
 
 
 @pytest.mark.parametrize(

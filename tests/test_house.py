@@ -17,7 +17,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MODULE_LINES, FUNCTION_LINES = 300, 50
 
 EXCUSES: dict[str, int] = {
-    "art_mcp/types.py": 411,  # every noun that travels, in the order in which it is met: read as one page
+    "art_mcp/types.py": 413,  # every noun that travels, in the order in which it is met: read as one page
 }
 """Lines that a module ("path") or a function ("path:name") may have beyond the house numbers, and why."""
 
@@ -25,6 +25,7 @@ HANDED_ON = {
     ("art_mcp/sampling/transformers_engine.py", "_work"): "handed on to every caller that waits",
     ("art_mcp/sampling/transformers_engine.py", "run"): "handed on to the caller that waits",
     ("art_mcp/local/remote.py", "_answer"): "handed on to the parent process, which raises it",
+    ("art_mcp/wiring/warm.py", "_others"): "told on the console, once a recorder; the run's own folder has what it lost",
     ("art_mcp/tools/holder.py", "line"): "handed on to the parent process, which raises it",
 }
 """The functions that catch everything and do not raise it again, and what becomes of it."""

@@ -82,9 +82,9 @@ async def train_loop(
     """Trains from the model's current step on; returns the seconds spent, `spent` before a resume included. `history` is what a
     curriculum knows from before a resume: the step and the outcomes of each that it drew.
 
-    A checkpoint is saved every `plan.save_every` steps and when the loop ends, also by an error or a cancellation, which
-    waits for a training step that has begun. Raises TrainError when every rollout of a step failed, with the first failure; one
-    that lost its engine is played once more before that.
+    A checkpoint is saved every `plan.save_every` steps and when the loop ends, also by an error, of the `recorder` too, or a
+    cancellation, which waits for a training step that has begun. Raises TrainError when every rollout of a step failed, with
+    the first failure; one that lost its engine is played once more before that.
     """
     began = monotonic() - spent
     book = open_book(plan, environment, recorder, history=history, began=began)
@@ -133,13 +133,12 @@ def rounds_of(plan: Plan, gather: Gather, *, spent: float) -> AbstractAsyncConte
 @asynccontextmanager
 async def saved_steps(model: TrainableModel[Any], save: Save, *, every: int) -> AsyncGenerator[Save]:
     """Checkpoints of a loop, which tells what is yielded of each step that it has taken and recorded: after each `every` of
-    them (0: none), and of the last when the block ends, however it does."""
-    step = await model.get_step()
-    saved = step or None  # a model that has taken steps comes from a checkpoint
+    them (0: none), and of the last that was taken when the block ends, however it does. One that is taken, but could not be
+    recorded, is not taken again after a resume."""
+    saved = await model.get_step() or None  # a model that has taken steps comes from a checkpoint
 
-    async def taken(now: int) -> None:
-        nonlocal step, saved
-        step = now
+    async def taken(step: int) -> None:
+        nonlocal saved
         if every and step % every == 0:
             await save(step)
             saved = step
@@ -148,7 +147,8 @@ async def saved_steps(model: TrainableModel[Any], save: Save, *, every: int) -> 
         yield taken
     finally:
         with anyio.CancelScope(shield=True):
-            if saved != step and await model.get_step() == step:
+            step = await model.get_step()
+            if saved != step:
                 await save(step)
 
 
@@ -178,20 +178,21 @@ class Book:
         return self.drawn[step]
 
     def enter(self, step: int, groups: Sequence[TrajectoryGroup], values: Mapping[str, Any]) -> None:
-        """A step's groups, and what is to be known of them."""
+        """What is to be known of a step, and of its groups."""
         outcomes = outcomes_of(groups, self.environment)
         self.drawn.pop(step, None)
         if self.curriculum:
             self.untold.append((step, outcomes))
         told = {"outcomes": outcomes} if self.curriculum else {}
-        self.recorder.groups(step, groups)
         self.recorder.metrics(step, {**summarize(groups), **solved_shares(groups, outcomes), **values, **told})
 
 
 async def learn(model: TrainableModel[Any], played: Played, *, config: TrainConfig, book: Book, places: Places) -> None:
-    """The second half of a step: trains on its groups and records it. No rollout's time limit pays for what is trained
-    meanwhile, because engine and trainer may share a thread."""
+    """The second half of a step: trains on its groups and records it. They are written first: where there is no room for them,
+    the step is not taken. No rollout's time limit pays for what is trained meanwhile, because engine and trainer may share a
+    thread."""
     step = await model.get_step()
+    book.recorder.groups(step, played.groups)
     collect()
     began = monotonic()
     with places.clocks.held():

@@ -90,7 +90,11 @@ class ConsoleProgress:
             parts.append(Part("nothing to learn: equal rewards in each group", REASON, "nothing to learn"))
         self._over(step + 1, parts)
         for note in filter(None, [watched.note(values) for watched in self._watched]):
-            self._console.print(note, highlight=False, markup=False, soft_wrap=True)
+            self.say(note)
+
+    def say(self, note: str) -> None:
+        """A line of its own, which stays."""
+        self._console.print(note, highlight=False, markup=False, soft_wrap=True)
 
     def _over(self, step: int, parts: Sequence[Part]) -> None:
         self._parts, self._step = parts, step

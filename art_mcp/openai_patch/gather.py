@@ -10,6 +10,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+import anyio
+
 from art_mcp.agent.clock import Clock, Ready
 from art_mcp.agent.group import Outcome, gather_groups
 from art_mcp.agent.rollout import name_rollout
@@ -41,6 +43,7 @@ class AgentPlay:
     model: TrainableModel[Any]
     temperature: float
     seconds: float
+    reward_seconds: float
     key: tuple[int, int]
 
     async def attempt(self, scenario: Scenario, number: int) -> Sequence[Outcome]:
@@ -75,13 +78,20 @@ class AgentPlay:
         if not recording.calls:
             raise AgentError("the agent never asked the policy: it must use the client that it is given")
         with own_code(RewardError, "the reward"):
-            judged = self.reward(recording, result)
-            judged = await judged if inspect.isawaitable(judged) else judged
+            judged = await self._judge(recording, result)
             parts = {name: float(value) for name, value in judged.items()} if isinstance(judged, Mapping) else {}
             reward = sum(parts.values()) if isinstance(judged, Mapping) else float(judged)
         if not math.isfinite(reward):
             raise RewardError(f"the reward is {reward}")
         return recording.scored(reward, parts)
+
+    async def _judge(self, recording: Recording, result: Any) -> Judged:
+        judged = self.reward(recording, result)
+        if not inspect.isawaitable(judged):
+            return judged
+        with anyio.move_on_after(self.reward_seconds):
+            return await judged
+        raise RewardError(f"the reward had not ended after {self.reward_seconds:g} s: mend it, or raise reward_seconds")
 
 
 def from_any_loop(ready: Ready) -> Ready:
@@ -112,6 +122,7 @@ async def gather_agent_groups(
     concurrency: int = 128,
     temperature: float = 1.0,
     seconds: float = 120.0,
+    reward_seconds: float = 300.0,
     seed: int = 0,
     step: int | None = None,
     progress: Progress | None = None,
@@ -123,7 +134,8 @@ async def gather_agent_groups(
     returned; it gives a number, or named parts that add up to it. One reward counts for all branches of a rollout. Every call
     goes to the model, at this temperature and from the whole distribution, whatever the agent says; a seed that the agent gives
     stays, and others are made of (`seed`, `step`, scenario id, rollout, number of the call). `seconds` bounds one rollout; its
-    time stands still where a call waits for an engine that died and is started anew.
+    time stands still where a call waits for an engine that died and is started anew. `reward_seconds` bounds one asynchronous
+    `reward`; a plain one cannot be interrupted, and all rollouts wait for it.
 
     An agent or a reward that raises makes a FailedRollout of its group, and the others go on. Raises TrainError when every
     rollout failed, with the first failure.
@@ -131,7 +143,7 @@ async def gather_agent_groups(
     key = (seed, await model.get_step() if step is None else step)
     async with AsyncExitStack() as stack:
         client = client or await stack.enter_async_context(model.openai_client())
-        play = AgentPlay(agent, reward, client, model, temperature, seconds, key)
+        play = AgentPlay(agent, reward, client, model, temperature, seconds, reward_seconds, key)
         groups = await gather_groups(play.attempt, scenarios, rollouts=rollouts, concurrency=concurrency, progress=progress)
     check_alive(groups)
     return groups

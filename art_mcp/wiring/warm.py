@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from art_mcp.agent.evaluate import balanced
 from art_mcp.agent.group import gather_trajectory_groups
 from art_mcp.agent.imitation import Lessons, imitation_loop
 from art_mcp.agent.loop import Plan, Save, pick
-from art_mcp.errors import ConfigError, RunError, TrainError, boundary
+from art_mcp.errors import ConfigError, RunError, TrainError, boundary, describe
 from art_mcp.observe.console import DETAIL, DURATIONS, ConsoleProgress, Part
 from art_mcp.observe.waiting import waiting
 from art_mcp.ports import Recorder
@@ -36,22 +36,35 @@ class LessonProgress(ConsoleProgress):
 
 @dataclass(frozen=True, slots=True)
 class Both:
-    """A Recorder that is a run folder and a console, and others where they are wanted."""
+    """A Recorder that is a run folder and a console, and others where they are wanted. What the others raise is told, once for
+    each of them, and ends nothing: the folder has it all."""
 
     run: Run
     console: ConsoleProgress
     others: Sequence[Recorder] = ()
+    failed: set[str] = field(default_factory=set[str])
 
     def groups(self, step: int, groups: Sequence[TrajectoryGroup]) -> None:
         self.run.groups(step, groups)
-        for other in self.others:
-            other.groups(step, groups)
+        self._others(step, lambda other: other.groups(step, groups))
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> None:
         self.run.metrics(step, values)
         self.console.metrics(step, values)
+        self._others(step, lambda other: other.metrics(step, values))
+
+    def _others(self, step: int, record: Callable[[Recorder], None]) -> None:
         for other in self.others:
-            other.metrics(step, values)
+            name = type(other).__name__
+            try:
+                record(other)
+            except Exception as error:  # noqa: BLE001  a service's client has many
+                if name not in self.failed:
+                    self.console.say(
+                        f"note: {name} did not take step {step} ({type(error).__name__}: {describe(error)}), and may miss "
+                        f"others: training goes on, and {self.run.folder} has them all"
+                    )
+                self.failed.add(name)
 
 
 def checkpoints_of(stage: Stage, run: Run, *, keep: int) -> Save:
@@ -66,7 +79,8 @@ def checkpoints_of(stage: Stage, run: Run, *, keep: int) -> Save:
 
 def seconds_of(run: Run, first: int, most: float | None) -> tuple[float, float | None]:
     """The seconds of training that a run which goes on at step `first` has spent, and how many of `most` are left."""
-    spent = float(run.read_metrics()[-1]["seconds_total"]) if first else 0.0
+    lines = run.read_metrics() if first else []  # a first step that could not be recorded has none
+    spent = float(lines[-1]["seconds_total"]) if lines else 0.0
     return spent, None if most is None else max(0.0, most - spent)
 
 

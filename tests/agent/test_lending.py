@@ -19,8 +19,9 @@ from art_mcp.agent.loop import Plan, train_loop
 from art_mcp.errors import ConfigError
 from art_mcp.sampling.scripted import ScriptedSampler
 from art_mcp.tools import open_servers, open_tools
-from art_mcp.types import ToolCall, TrainConfig
+from art_mcp.types import Limits, ToolCall, TrainConfig
 from tests.agent.players import Obedient, Playhouse, calls, dialect, environment, obedient, scenario
+from tests.clocks import skip
 from tests.processes import ended
 
 pytestmark = pytest.mark.anyio
@@ -160,6 +161,17 @@ async def test_a_reset_that_fails_fails_its_rollout_alone_and_says_what_to_do(ca
     for failure in broken.failures:
         assert re.match(rf"the reset before scenario 'errand-0': {told}.*; mend `reset`, or leave it out", failure.message)
     assert rewards_of(others) == [[1.0] * 4] * 3
+
+
+async def test_a_reset_that_hangs_fails_its_rollout_within_its_limit():
+    async def hang(scenario_, toolbox):
+        skip(3600)
+        await anyio.sleep_forever()
+
+    (broken,) = await gather(shop(ERRANDS[0], reset=hang, limits=Limits(code_seconds=3600)))
+    told = "the reset before scenario 'errand-0' had not ended after 3600 s, all that Limits(code_seconds=…) allows it; mend"
+    assert {failure.kind for failure in broken.failures} == {"ResetError"}
+    assert all(failure.message.startswith(told) for failure in broken.failures)
 
 
 async def test_servers_that_are_shared_are_refused_where_each_rollout_is_to_have_its_own():

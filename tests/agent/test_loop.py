@@ -250,15 +250,41 @@ async def test_a_training_step_that_has_begun_is_finished_and_recorded_before_a_
     assert notebook.events == ["groups 0", "metrics 0", "save 1"]
 
 
-async def test_a_step_that_could_not_be_recorded_is_not_saved():
-    class Full(Notebook):
-        def metrics(self, step, values):
-            raise OSError("disk full")
+class Full(Notebook):
+    """Takes no more of this kind from step 1 on."""
 
-    notebook = Full()
-    with pytest.raises(OSError, match="disk full"):
-        await loop(Plan(steps=2, groups=1, rollouts=2), notebook=notebook)
-    assert notebook.saved == []
+    def __init__(self, what):
+        super().__init__()
+        self.what = what
+
+    def groups(self, step, groups):
+        self.take("groups", step)
+        super().groups(step, groups)
+
+    def metrics(self, step, values):
+        self.take("metrics", step)
+        super().metrics(step, values)
+
+    def take(self, what, step):
+        if what == self.what and step >= 1:
+            raise OSError(f"no room for {what} {step}")
+
+
+async def test_a_step_whose_groups_cannot_be_recorded_is_not_taken_and_those_before_it_are_saved():
+    notebook, house = Full("groups"), Playhouse(Obedient)
+    with pytest.raises(OSError, match="no room for groups 1"):
+        await loop(Plan(steps=9, groups=1, rollouts=2), house=house, notebook=notebook)
+    assert house.step == 1
+    assert notebook.events == ["groups 0", "metrics 0", "save 1"]
+
+
+async def test_a_step_that_is_trained_but_not_recorded_is_saved_so_that_it_is_not_taken_twice():
+    notebook, house = Full("metrics"), Playhouse(Obedient)
+    with pytest.raises(OSError, match="no room for metrics 1"):
+        await loop(Plan(steps=9, groups=1, rollouts=2), house=house, notebook=notebook)
+    assert notebook.events == ["groups 0", "metrics 0", "groups 1", "save 2"]
+    resumed, _ = await loop(Plan(steps=3, groups=1, rollouts=2), house=house)
+    assert resumed.events == ["groups 2", "metrics 2", "save 3"]
 
 
 async def test_a_split_that_the_environment_does_not_have_is_told():

@@ -376,7 +376,7 @@ async def test_a_training_step_that_fails_ends_what_is_ahead():
     house, notebook = Stage(rollouts=2, turn=turn, learn=learn), Notebook()
     with pytest.raises(RuntimeError, match="out of memory"):
         await loop(house, steps=3, notebook=notebook)
-    assert (notebook.events, house.in_flight) == (["save 0"], 0)
+    assert (notebook.events, house.in_flight) == (["groups 0", "save 0"], 0)
 
 
 @pytest.mark.parametrize("when", ["played", "trained"])

@@ -94,9 +94,15 @@ async def endless(client, scenario):
     await anyio.sleep_forever()
 
 
+async def undecided(recording, answer):
+    skip(300)
+    await anyio.sleep_forever()
+
+
 @pytest.mark.parametrize(
     ("agent", "reward", "reason"),
     [
+        (ask, undecided, "RewardError: the reward had not ended after 300 s: mend it, or raise reward_seconds"),
         (silent, even, "AgentError: the agent never asked the policy"),
         (endless, even, "AgentError: the agent had not ended after 60 s"),
         (ask, lambda recording, answer: float("nan"), "RewardError: the reward is nan"),

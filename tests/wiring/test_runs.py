@@ -216,6 +216,49 @@ def test_the_metrics_of_a_run_go_on_at_one_id_in_wandb_after_a_stop_and_no_other
     assert other[1] == run_at(project, "watched").manifest["wandb_id"] != first[1]
 
 
+def test_a_service_that_takes_no_metrics_is_told_once_and_ends_no_run(project, monkeypatch):
+    tried = []
+
+    class Offline:
+        def groups(self, step, groups):
+            pass
+
+        def metrics(self, step, values):
+            tried.append(step)
+            raise ConnectionError("the service\nis away")
+
+    @contextmanager
+    def away(where, **_):
+        yield Offline()
+
+    monkeypatch.setattr("art_mcp.observe.wandb_metrics.refuse_missing", lambda: None)
+    monkeypatch.setattr("art_mcp.observe.wandb_metrics.open_wandb", away)
+    plan = Plan(steps=3, groups=1, rollouts=2)
+    report, shown = train(replace(ASKED, plan=plan, eval_n=0, wandb="project"), "watched")
+    assert report["steps"] == len(run_at(project, "watched").read_metrics()) == 3
+    assert tried == [0, 1, 2]
+    assert [line for line in shown.splitlines() if "Offline" in line] == [
+        "note: Offline did not take step 0 (ConnectionError: the service is away), and may miss others: training goes on, and "
+        "runs/watched has them all"
+    ]
+
+
+def test_a_run_whose_metrics_cannot_be_written_is_saved_and_goes_on_behind_that_step(straight, project, monkeypatch):
+    def full(run, step, values):
+        raise RunError(f"writing {run.folder}/metrics.jsonl: no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "metrics", full)
+        with pytest.raises(RunError, match="no room"):
+            train(replace(ASKED, eval_n=0), "full")
+    run = run_at(project, "full")
+    assert (run.checkpoints(), run.manifest["status"], run.read_metrics()) == ([1], "failed", [])
+    resume("full")
+    assert weights(run, 4) == weights(straight[0], 4)
+    assert trajectories(run) == trajectories(straight[0])
+    assert [line["step"] for line in run.read_metrics()] == [1, 2, 3]
+
+
 @pytest.mark.parametrize("in_process", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_run_that_overlaps_its_steps_learns_from_tokens_of_two_policies_and_corrects_for_it(project, in_process):
     setting = Setting(ENVIRONMENT, in_process=in_process)
