@@ -71,7 +71,8 @@ LAZY: dict[str, Script] = {
 
 
 PLAYS = len(LAZY) + 3
-"""Rollouts of each scenario: every lazy policy's, the solution's, and an empty turn's after that and after all of them."""
+"""Rollouts of each scenario: every lazy policy's, the solution's, and an empty turn's after that and after all of them. Where
+sets of servers are reset, one more: the solution's, with others under way."""
 
 
 def reference(environment: Environment) -> Script:
@@ -98,7 +99,8 @@ async def check_environment(
     Where that solves nothing, or there is none, nothing is compared with it. Who calls no tool plays before it, when the
     servers are as they started; an empty turn is also played right after each scenario's solution, and after all of them: what
     one rollout does should not be counted for another. So nothing else is under way while solutions play; of the others, there
-    are so many as `at_once` says. `progress` is told of each rollout, of which there are at most `PLAYS` a scenario.
+    are so many as `at_once` says. Last, where sets are reset, solutions play in all of them at once. `progress` is told of
+    each rollout, of which there are at most `plays_of` a scenario.
 
     Raises EnvironmentLoadError where the reference solution fails, and RewardError, naming who played what, where a reward
     fails.
@@ -132,7 +134,20 @@ async def check_environment(
     if any(environment.solved(one) for one in played[REFERENCE]):
         played |= before | await everywhere(EMPTY)
         played |= await everywhere(BUSY)
+        if may_meet(environment):
+            met = await play_everywhere(go, scenarios, REFERENCE, concurrency=environment.copies)
+            return judge(environment, played, reasons[: len(after)], before=before[EMPTY], after=after, together=met[REFERENCE])
     return judge(environment, played, reasons, before=before[EMPTY], after=after)
+
+
+def plays_of(environment: Environment) -> int:
+    """The most rollouts of each scenario."""
+    return PLAYS + may_meet(environment)
+
+
+def may_meet(environment: Environment) -> bool:
+    """Whether sets of servers that are one server would not show: those that are reset, and so played one at a time."""
+    return environment.reset is not None and environment.copies > 1
 
 
 async def play_everywhere(

@@ -60,10 +60,12 @@ def judge(
     *,
     before: Sequence[ScoredTrajectory],
     after: Sequence[ScoredTrajectory],
+    together: Sequence[ScoredTrajectory] = (),
 ) -> Verdict:
     """The verdict on what each policy `played`, the reference solution among them. Where that solves nothing, there is nothing
     with which the lazy policies could be compared. `reasons`: of each of its plays, what `blame` said. `before`, `after`: empty
-    turns before anything else, and right after the reference solution of the same scenario."""
+    turns before anything else, and right after the reference solution of the same scenario. `together`: that solution once
+    more, with others under way."""
     rewards, solved = means(played, environment=environment)
     reference = played[REFERENCE]
     failures = [*refusals(reference, reasons, environment=environment), *unexplained(reference, environment=environment)]
@@ -79,6 +81,7 @@ def judge(
     failures += [
         f"{name} scores {rewards[name]:.3f}, not below the reference solution's {rewards[REFERENCE]:.3f}" for name in winners
     ]
+    failures += meetings(reference, together, environment=environment)
     warnings = (
         *gifts(before, environment=environment),
         *leaks(before, after, played.get(EMPTY, after), environment=environment),
@@ -140,6 +143,18 @@ def leaks(
                 f"{old.reward:.3f} before ({share(changed, before)}): {remedy_for(environment)}; {README}"
             ]
     return []
+
+
+def meetings(alone: Sequence[ScoredTrajectory], together: Sequence[ScoredTrajectory], *, environment: Environment) -> list[str]:
+    """Where the reference solution fails once other rollouts are under way: what each should have alone is one server."""
+    lost = [new for old, new in zip(alone, together, strict=False) if environment.solved(old) and not environment.solved(new)]
+    if not lost:
+        return []
+    return [
+        f"the reference solution{place_of(lost[0])} solves it alone and not while {environment.copies} rollouts play at the "
+        f"same time ({share(lost, together)}): the copies share their state, as connections to one URL do: keep it by session "
+        f"there, or name the server's command, which is started for each copy; {README}"
+    ]
 
 
 def remedy_for(environment: Environment) -> str:

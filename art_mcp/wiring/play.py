@@ -104,7 +104,7 @@ def context_ahead(source: str) -> int:
 async def check(setting: Setting, *, split: str, n: int, stream: TextIO) -> tuple[str, Verdict, Played | None]:
     """What the model would see of the first scenario, whether lazy policies stay below the reference solution within its
     context, and the conversation of the verdict's example, if it has one; `stream` is told how far it is."""
-    from art_mcp.agent.check import PLAYS, check_environment
+    from art_mcp.agent.check import check_environment, plays_of
     from art_mcp.agent.rollout import opening_of
     from art_mcp.local.models import load_dialect, load_tokenizer, model_source
     from art_mcp.observe.console import ConsoleProgress
@@ -116,7 +116,7 @@ async def check(setting: Setting, *, split: str, n: int, stream: TextIO) -> tupl
     spec = model_spec(setting)
     dialect = load_dialect(spec)
     scenarios = environment.split(split)
-    with ConsoleProgress(stream, label="playing", rollouts=PLAYS * min(n, len(scenarios))) as console:
+    with ConsoleProgress(stream, label="playing", rollouts=plays_of(environment) * min(n, len(scenarios))) as console:
         progress: Progress = console
         async with open_servers(environment, config=setting.config) as toolbox:
             messages = opening_of(scenarios[0].prompt, environment.system)

@@ -256,10 +256,12 @@ async def test_the_check_plays_at_once_on_servers_in_processes_of_their_own():
     assert crowd.log[4:6] == PAIRS[:2]
 
 
-async def test_the_check_plays_one_rollout_after_the_other_where_servers_wander_from_one_to_the_next():
+async def test_the_check_plays_one_rollout_after_the_other_where_servers_wander_and_solutions_at_once_when_it_has_seen_that():
     order = [(answer, one.id, 1) for answer in ("I do not know.", "42", "1 1", "") for one in ERRANDS]
     order += [*PAIRS, *((answer, one.id, 1) for answer in ("", "0") for one in ERRANDS)]
-    assert (await crowded(shop(), meeting=1)).log == order
+    log = (await crowded(shop(), meeting=1)).log
+    assert log[: len(order)] == order
+    assert sorted((answer, name) for answer, name, _ in log[len(order) :]) == [("Done.", one.id) for one in ERRANDS]
 
     async def own(trajectory, toolbox):
         return float(bool(trajectory.uses) and trajectory.answer == "Done.")
@@ -296,6 +298,50 @@ async def test_the_check_finds_what_each_solution_leaves_outside_though_the_next
         "state leaks from one rollout into another: an empty turn in scenario 'apples' scores 1.000 after its reference "
         "solution was played, 0.000 before (so in 4 of 4 scenarios): though each rollout has servers of its own"
     )
+
+
+ONE_CART = """
+import sys
+import anyio
+from mcp.server import MCPServer
+
+server = MCPServer("one", log_level="CRITICAL")
+cart = {}
+
+
+@server.tool()
+async def fill(items: dict[str, int]) -> str:
+    cart.clear()
+    cart.update(items)
+    return "done"
+
+
+@server.tool()
+async def put(item: str, quantity: int) -> str:
+    await anyio.sleep(0.2)
+    cart[item] = cart.get(item, 0) + quantity
+    return "done"
+
+
+@server.tool()
+async def contents() -> dict[str, int]:
+    return dict(cart)
+
+
+server.run(sys.argv[1], port=int(sys.argv[2]))
+"""
+
+
+async def test_the_check_finds_that_copies_behind_a_url_are_one_which_a_reset_hides_while_one_rollout_plays(tmp_path):
+    (tmp_path / "one.py").write_text(ONE_CART)
+    with odd_url("streamable-http", script=str(tmp_path / "one.py")) as spec:
+        place = replace(shop(), servers=[{"name": "one", "type": "streamable-http", "url": spec.url}])
+        async with open_servers(place) as servers:
+            verdict = await check_environment(place, dialect=dialect(), toolbox=servers, play=ScriptedSampler)
+    (failure,) = verdict.failures
+    assert verdict.solved["reference solution"] == 1.0
+    assert "solves it alone and not while 3 rollouts play at the same time" in failure
+    assert "the copies share their state, as connections to one URL do" in failure
 
 
 async def test_the_check_finds_what_a_reset_leaves_there_of_other_scenarios():
