@@ -102,19 +102,17 @@ async def check_environment(
     are so many as `at_once` says. Last, where sets are reset, solutions play in all of them at once. `progress` is told of
     each rollout, of which there are at most `plays_of` a scenario.
 
-    Raises EnvironmentLoadError where the reference solution fails, and RewardError, naming who played what, where a reward
-    fails.
+    Raises EnvironmentLoadError where the reference solution fails, and RewardError, naming who played what, where one raises.
     """
     scenarios = environment.split(split)[:n]
     scripts = {REFERENCE: reference(environment), **LAZY}
+    playing = partial(play_script, environment=environment, dialect=dialect, play=play)
     reasons: list[str] = []
 
     async def go(name: str, scenario: Scenario) -> ScoredTrajectory:
         async with toolbox_for(scenario, environment=environment, toolbox=toolbox) as lent:
             with played_by(name, scenario):
-                scored = await play_script(
-                    scripts[name], scenario, environment=environment, dialect=dialect, toolbox=lent, play=play
-                )
+                scored = await playing(scripts[name], scenario, toolbox=lent)
             if name == REFERENCE:
                 reasons.append(blame(scored, lent.last_error))  # before another rollout makes it write something else
         if progress is not None:
@@ -131,13 +129,21 @@ async def check_environment(
     for scenario in scenarios:
         played[REFERENCE].append(await go(REFERENCE, scenario))
         after.append(await go(EMPTY, scenario))
+    together: Sequence[ScoredTrajectory] = ()
     if any(environment.solved(one) for one in played[REFERENCE]):
         played |= before | await everywhere(EMPTY)
         played |= await everywhere(BUSY)
-        if may_meet(environment):
-            met = await play_everywhere(go, scenarios, REFERENCE, concurrency=environment.copies)
-            return judge(environment, played, reasons[: len(after)], before=before[EMPTY], after=after, together=met[REFERENCE])
-    return judge(environment, played, reasons, before=before[EMPTY], after=after)
+        together = await play_together(go, scenarios, environment)
+    return judge(environment, played, reasons[: len(after)], before=before[EMPTY], after=after, together=together)
+
+
+async def play_together(
+    go: Callable[[str, Scenario], Awaitable[ScoredTrajectory]], scenarios: Sequence[Scenario], environment: Environment
+) -> Sequence[ScoredTrajectory]:
+    """The reference solution in every scenario, in all sets of servers at once; nothing where that could show nothing new."""
+    if not may_meet(environment):
+        return ()
+    return (await play_everywhere(go, scenarios, REFERENCE, concurrency=environment.copies))[REFERENCE]
 
 
 def plays_of(environment: Environment) -> int:
