@@ -7,11 +7,13 @@ at a time, within a time that they share.
     python -m benchmarks.gpu_arms speed  --model PREPARED --out OUT --limit 500
 
 `weak` is the two halves of three seeds from a weak start and of their control; `others` the main line, tests (of gradients, of
-the main line's adapter elsewhere, of kill -9), rewards alone, and a second control; `speed` what graphs and servers bring to
+the main line's adapter elsewhere, of kill -9), rewards alone, and a second control; `checks` a step's time by phase, and what
+the weak start learns without the correction of what the sampler is from the trainer; `speed` what graphs and servers bring to
 the first seed's rollouts. Several sets may be given (`weak others`). Where there are fewer GPUs than arms, they wait for one
 another, in this order; the next one's engine starts while the last one's answers are evaluated, a lone test after that. The
-limits are for two GPUs; arms for which too little is left are named. Each writes OUT/ARM.log and OUT/ARM/result.json, those of
-`speed` OUT/ARM/rollout_speed.json, and tests OUT/ARM.json. What OUT has finished already is not run again, but for tests.
+limits are for two GPUs; arms for which too little is left are named. Each writes OUT/ARM.log and OUT/ARM/result.json (the
+step's time step_budget.json, those of `speed` rollout_speed.json), and tests OUT/ARM.json. What OUT has finished already is not
+run again, but for tests.
 """
 
 from __future__ import annotations
@@ -44,12 +46,14 @@ ALONE = (
 SHORT = "--trainer unsloth --warm-start 512 --seconds 40 --reserve 45 --eval-n 50 --no-before --no-beyond"
 GRADIENTS = "tests/gpu/test_gradients.py -k 'not every_token'"
 ELSEWHERE = "tests/gpu/test_adapter_elsewhere.py tests/gpu/test_full_weights.py tests/gpu/test_unsloth_loading.py"
+BUDGET = "--resume OUT/weak-1-first/saved --trainer torch --groups 128 --rollouts 8 --steps 5"
 SPEED = "--resume OUT/weak-1-first/saved --settings 64x8@512AA --rounds 2"
 DECODING = """--engine-args '{"compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", \
 "cudagraph_capture_sizes": [1, 8, 32, 64, 128, 192, 256, 384, 512]}}'"""
 """CUDA graphs of steps in which no request begins, which was the fast start of earlier sessions."""
 SPARE = 12.0
 """Seconds of the limit that an arm is not given: for its end."""
+WRITES = {"gpu_calculator": "result.json", "gpu_rollout_speed": "rollout_speed.json", "gpu_step_budget": "step_budget.json"}
 LEFT = ("evaluating", "finished")
 """The statuses of a run that has left its model."""
 BESIDE = "--memory-share 0.45"
@@ -75,7 +79,7 @@ class Arm:
 
     def status(self, out: Path) -> str:
         """How far it is, as its file says."""
-        path = out / self.name / ("result.json" if self.module == "gpu_calculator" else "rollout_speed.json")
+        path = out / self.name / WRITES[self.module]
         return str(json.loads(path.read_text())["status"]) if path.is_file() else ""
 
     def has_left(self, out: Path) -> bool:
@@ -127,6 +131,10 @@ ARMS = {
         Arm("kills", tested="tests/gpu/test_kills.py", least=120.0),
         Arm("rewards-alone", f"{ALONE} --seed 1"),
         Arm("control-2-first", f"{FIRST} --seed 2 --control shuffled"),
+    ],
+    "checks": [
+        Arm("budget", BUDGET, after="weak-1-first", module="gpu_step_budget", least=220.0),
+        Arm("uncorrected", f"{FIRST} --seed 1 --objective reinforce"),
     ],
     "speed": [
         speed_of("speed-3", "--engine-replicas 3"),

@@ -103,7 +103,9 @@ async def main(arguments: argparse.Namespace) -> None:
     )
     async with AsyncExitStack() as stack:
         backend = await stack.enter_async_context(make_backend(arguments))
-        conditions = await stack.enter_async_context(open_conditions(arguments.levels, progress=0.0))
+        conditions = await stack.enter_async_context(
+            open_conditions(arguments.levels, progress=0.0, processes=arguments.tool_processes)
+        )
         model = Recorded.of(make_spec(arguments))
         await model.register(backend)
         facts = backend.facts(model)

@@ -227,10 +227,10 @@ async def open_served(name: str, spec: ModelSpec, load: Callable[[], Learner], s
     """Starts vLLM with the weights of the learner that `load` makes in a thread. Adapters are served on a base that is known
     beforehand, so both start at the same time there, if a GPU is known to hold both (`share`). Raises what either raises, with
     both closed."""
-    versions = Versions()
+    ahead = served_ahead(name, spec)
+    versions = Versions(in_memory=ahead is not None)
     async with AsyncExitStack() as unfinished:
         unfinished.callback(versions.cleanup)
-        ahead = served_ahead(name, spec)
         beside = None if ahead is None else await asyncio.to_thread(settings_beside, ahead, settings)
         engine = None if ahead is None or beside is None else open_engine(ahead, beside)
         if engine is not None:
