@@ -10,10 +10,10 @@ at a time, within a time that they share.
 the main line's adapter elsewhere, of kill -9), rewards alone, and a second control; `checks` a step's time by phase, and what
 the weak start learns without the correction of what the sampler is from the trainer; `speed` what graphs and servers bring to
 the first seed's rollouts. Several sets may be given (`weak others`). Where there are fewer GPUs than arms, they wait for one
-another, in this order; the next one's engine starts while the last one's answers are evaluated, a lone test after that. The
-limits are for two GPUs; arms for which too little is left are named. Each writes OUT/ARM.log and OUT/ARM/result.json (the
-step's time step_budget.json, those of `speed` rollout_speed.json), and tests OUT/ARM.json. What OUT has finished already is not
-run again, but for tests.
+another, in this order; the next one's engine starts while the last one's answers are evaluated, a lone test after that, for
+which that GPU is kept. The limits are for two GPUs; arms for which too little is left are named. Each writes OUT/ARM.log and
+OUT/ARM/result.json (the step's time step_budget.json, those of `speed` rollout_speed.json), and tests OUT/ARM.json. What OUT
+has finished already is not run again, but for tests.
 """
 
 from __future__ import annotations
@@ -193,12 +193,16 @@ class Queue:
     def _begin(self) -> bool:
         """Gives free GPUs to the arms that can begin; whether any did."""
         begun = False
+        tests = sum(not arm.options and arm.is_ready(self._given.out) for arm in self._waiting)
         for gpu, before in self._holding.items():
             left = self._until - time.monotonic()
             beside = before is not None and before.name in self._running
             free = not beside or (before is not None and before.has_left(self._given.out))
+            if free and beside and tests:
+                tests -= 1  # it is kept for a test, which asks for the GPU's whole memory
+                continue
             able = [arm for arm in self._waiting if arm.is_ready(self._given.out) and left > (self._given.least or arm.least)]
-            able = [arm for arm in able if arm.options or not beside]  # a test asks for the GPU's memory
+            able = [arm for arm in able if arm.options or not beside]
             if free and able:
                 arm = able[0]
                 self._waiting.remove(arm)
