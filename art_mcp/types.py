@@ -89,6 +89,7 @@ class MalformedKind(StrEnum):
     BAD_ARGUMENTS = "bad_arguments"
     UNKNOWN_TOOL = "unknown_tool"
     SCHEMA = "schema"
+    INVALID_TAGS = "invalid_tags"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,18 +1,24 @@
-"""Whether the call that a template writes is read as one, tried on a small one. No conversation of a run comes here."""
+"""Which parser reads the call that a template writes, tried on a small one. No conversation of a run comes here."""
 
 from __future__ import annotations
 
 from functools import partial
 
 from art_mcp.core.bridging import PROBE, QUESTION, call
-from art_mcp.core.dialect import TemplateDialect
+from art_mcp.core.dialect import Parse, TemplateDialect
+from art_mcp.core.function_tags import parse_functions
 from art_mcp.core.parse import parse_calls
 from art_mcp.core.template import ChatTemplate
 from art_mcp.errors import TemplateError
 from art_mcp.ports import Tokenizer
 from art_mcp.types import ToolCall
 
-ANOTHER = "calls in this model's form are not read yet: choose a model that writes <tool_call> JSON as Hermes and Qwen do"
+PARSERS = (parse_calls, parse_functions)
+"""Of Hermes and Qwen to 3, of Qwen3-Coder and Qwen from 3.5."""
+ANOTHER = (
+    "calls in this model's form are not read yet: choose a model that writes <tool_call> with JSON in it, as Hermes and Qwen3 "
+    "do, or with <function=…>, as Qwen3-Coder and Qwen3.5 do"
+)
 LENIENT = "calls in this model's form are read leniently alone: add --lenient (in Python ModelSpec(lenient=True))"
 
 
@@ -27,9 +33,9 @@ class UnreadableError(TemplateError):
         return f"{self.text}; {self.remedy}"
 
 
-def check_readable(template: ChatTemplate, tokenizer: Tokenizer, *, lenient: bool = False) -> None:
-    """Raises UnreadableError where a call in the template's own form is not read: whatever such a model called would be taken
-    for an answer, or for a mistake."""
+def find_parser(template: ChatTemplate, tokenizer: Tokenizer, *, lenient: bool = False) -> Parse:
+    """What reads calls in the template's own form. Raises UnreadableError where nothing does: whatever such a model called
+    would be taken for an answer, or for a mistake."""
     reply = call(PROBE.name, word="heron")
     try:
         written = template.written([QUESTION], reply, tools=[PROBE])
@@ -37,12 +43,15 @@ def check_readable(template: ChatTemplate, tokenizer: Tokenizer, *, lenient: boo
     except TemplateError as error:
         raise UnreadableError(f"the template writes no call that could be read: {error}", ANOTHER) from error
     text = tokenizer.decode(tokenizer.encode(written)).removesuffix(stop)
-    if not reads(text, template, tokenizer, lenient=lenient):
-        remedy = LENIENT if reads(text, template, tokenizer, lenient=True) else ANOTHER
-        raise UnreadableError(f"a call as chat template {template.name!r} writes it is not read back: {text!r}", remedy)
+    for parse in PARSERS:
+        if reads(text, template, tokenizer, partial(parse, lenient=lenient)):
+            return partial(parse, lenient=lenient)
+    able = any(reads(text, template, tokenizer, partial(parse, lenient=True)) for parse in PARSERS)
+    told = f"a call as chat template {template.name!r} writes it is not read back: {text!r}"
+    raise UnreadableError(told, LENIENT if able else ANOTHER)
 
 
-def reads(text: str, template: ChatTemplate, tokenizer: Tokenizer, *, lenient: bool) -> bool:
-    dialect = TemplateDialect(tokenizer, template, stop_token_ids=(), parse=partial(parse_calls, lenient=lenient))
+def reads(text: str, template: ChatTemplate, tokenizer: Tokenizer, parse: Parse) -> bool:
+    dialect = TemplateDialect(tokenizer, template, stop_token_ids=(), parse=parse)
     _, calls = dialect.read_text(text, [PROBE])
     return [(one.name, one.arguments) for one in calls if isinstance(one, ToolCall)] == [(PROBE.name, {"word": "heron"})]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from art_mcp.core.bridging import ANSWER, PROBE, QUESTION, Bridging, check_bridgeable
-from art_mcp.core.reading import UnreadableError, check_readable
+from art_mcp.core.reading import UnreadableError, find_parser
 from art_mcp.core.template import ChatTemplate, Unbridgeable
 from art_mcp.errors import ModelError, TemplateError, boundary
 from art_mcp.local.doctor import Finding, ok, problem, warning
@@ -151,7 +151,7 @@ def find_inexact(bridging: Bridging) -> Iterator[Finding]:
 def find_parsing(patient: Patient) -> Finding:
     """Whether the parser reads what the template writes for a call."""
     try:
-        check_readable(patient.template, patient.backend)
+        find_parser(patient.template, patient.backend)
     except UnreadableError as unread:
         return problem("parser", unread.text, unread.remedy)
     return ok("parser", "reads back a call as the template writes it")

@@ -10,7 +10,6 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,7 @@ from safetensors import SafetensorError
 
 from art_mcp.core.bridging import check_bridgeable
 from art_mcp.core.dialect import TemplateDialect
-from art_mcp.core.parse import parse_calls
-from art_mcp.core.reading import check_readable
+from art_mcp.core.reading import find_parser
 from art_mcp.core.template import ChatTemplate
 from art_mcp.errors import ModelError, boundary
 from art_mcp.local.folders import check_folder
@@ -121,9 +119,8 @@ def load_dialect(spec: ModelSpec) -> TemplateDialect:
     backend = BackendTokenizer(tokenizer)
     template = make_template(tokenizer, backend.specials)
     check_bridgeable(template)
-    check_readable(template, backend, lenient=spec.lenient)
-    stops = stop_tokens(tokenizer, source)
-    return TemplateDialect(backend, template, stop_token_ids=stops, parse=partial(parse_calls, lenient=spec.lenient))
+    parse = find_parser(template, backend, lenient=spec.lenient)
+    return TemplateDialect(backend, template, stop_token_ids=stop_tokens(tokenizer, source), parse=parse)
 
 
 def load_tokenizer(source: str) -> Any:

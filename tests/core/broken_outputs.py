@@ -10,7 +10,7 @@ from typing import Any
 from art_mcp.core.parse import Parsed
 from art_mcp.types import MalformedKind, Tool, ToolCall
 
-EMPTY, INVALID, NOT_AN_OBJECT, NO_NAME, BAD_ARGUMENTS, UNKNOWN, SCHEMA = MalformedKind
+EMPTY, INVALID, NOT_AN_OBJECT, NO_NAME, BAD_ARGUMENTS, UNKNOWN, SCHEMA, TAGS = MalformedKind
 
 NUMBER = {"type": "number"}
 TOOLS = (
@@ -203,7 +203,7 @@ def tags() -> Iterator[Broken]:
     yield Broken("a tag behind an escaped quote", '<tool_call>\\"<tool_call>", <tool_call>', (INVALID, INVALID, EMPTY))
     in_turn = "\n".join([ping, tagged("{"), ping, tagged("[]"), ping])
     yield Broken("good and bad in turn", in_turn, ("ping", INVALID, "ping", NOT_AN_OBJECT, "ping"))
-    yield Broken("every kind at once", every_kind(), tuple(MalformedKind))
+    yield Broken("every kind at once", every_kind(), (EMPTY, INVALID, NOT_AN_OBJECT, NO_NAME, BAD_ARGUMENTS, UNKNOWN, SCHEMA))
 
 
 def every_kind() -> str:

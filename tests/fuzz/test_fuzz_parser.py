@@ -12,6 +12,7 @@ from fuzzing import LONGEST, edits, fuzz, spoil, well_encoded
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from art_mcp.core.function_tags import parse_functions
 from art_mcp.core.json_scan import MAX_DEPTH
 from art_mcp.core.parse import CLOSE, OPEN, Parsed, in_template_form, parse_calls, render_turn
 from art_mcp.types import Malformed, Tool, ToolCall
@@ -193,3 +194,21 @@ UNITS = st.lists(st.sampled_from(MORE), min_size=1, max_size=4).map("".join) | s
 def test_long_texts_are_read_in_one_go(start: str, unit: str, end: str, lenient: bool):
     text = start + unit * (LONGEST // len(unit)) + end
     assert len(parse_calls(text, OFFERED, lenient=lenient).content) <= len(text)
+
+
+TAGS = [OPEN, CLOSE, "<function=add>", "<function=ping>", "<function=no such>", "<function=>", "</function>", "<parameter=a>"]
+TAGS += ["<parameter=b>", "<parameter=>", "</parameter>", "\n", " ", "1", "[1", "true", '"x"', "é", "\x00", "\ud800", ADD]
+ADDED = f"{OPEN}\n<function=add>\n<parameter=a>\n1\n</parameter>\n<parameter=b>\n2\n</parameter>\n</function>\n{CLOSE}"
+TAGGED = st.lists(st.sampled_from([*TAGS, *TAGS, ADDED]), max_size=16).map("".join)
+
+
+@fuzz(0.3, text=TAGGED)
+def test_calls_of_function_tags_are_answered_too(text: str):
+    for lenient in (False, True):
+        parsed = parse_functions(text, TOOLS, lenient=lenient)
+        assert OPEN not in parsed.content
+        assert bool(parsed.calls) or parsed.content == text
+        for one in parsed.calls:
+            check_call(one)
+            assert not isinstance(one, Malformed) or one.text in text
+    assert parse_functions(ADDED + text, TOOLS).calls[:1] == (ToolCall("add", {"a": 1, "b": 2}),)

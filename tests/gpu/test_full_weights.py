@@ -13,7 +13,7 @@ from art_mcp.types import ModelSpec, TrainConfig
 
 STEPS = 60
 """Supervised steps on full weights, so that what is sampled is as sure of itself as a policy in training: rounding shows where
-tokens are unsure. After 30 the 99th percentile was .025, .031, .042 and once .071 (docs/results/2026-11-28-gpu-sixteenth.md)."""
+tokens are unsure. After 30 the 99th percentile was .025 to .071 (docs/results/2026-11-28-gpu-sixteenth.md)."""
 TURNS, RUN_ON = 1000, 200
 """Prompts that are answered by a turn, as in training, and prompts after which it goes on for 128 tokens whatever it writes:
 text that no policy was made for, where every token is a guess and rounding shows most."""

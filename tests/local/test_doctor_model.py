@@ -52,8 +52,9 @@ TEMPLATES = {
     "llama3_1": (EOT, "ok", "warning", "problem"),  # one call a turn; its calls are bare JSON with "parameters"
     "glm4moe": ("<|user|>", "ok", "ok", "problem"),  # calls in tags of their own
     "gptoss": ("<|return|>", "ok", "warning", "problem"),
-    "qwen3_5_think": (IM_END, "ok", "warning", "problem"),  # calls in XML
-    "qwen3_5_nothink": (IM_END, "ok", "warning", "problem"),
+    "qwen3_5_think": (IM_END, "ok", "warning", "ok"),
+    "qwen3_5_nothink": (IM_END, "ok", "warning", "ok"),
+    "qwen3_8": (IM_END, "ok", "ok", "ok"),
     "gemma4": ("<turn|>", "ok", "warning", "problem"),
     "lfm2_v2": (IM_END, "ok", "ok", "problem"),
     "nemotron_3_nano": (IM_END, "ok", "warning", "problem"),
