@@ -11,7 +11,7 @@ from art_mcp.core.parse import parse_calls
 from art_mcp.core.template import ChatTemplate
 from art_mcp.errors import TemplateError
 from art_mcp.ports import Tokenizer
-from art_mcp.types import ToolCall
+from art_mcp.types import Message, ToolCall
 
 PARSERS = (parse_calls, parse_functions)
 """Of Hermes and Qwen to 3, of Qwen3-Coder and Qwen from 3.5."""
@@ -36,19 +36,27 @@ class UnreadableError(TemplateError):
 def find_parser(template: ChatTemplate, tokenizer: Tokenizer, *, lenient: bool = False) -> Parse:
     """What reads calls in the template's own form. Raises UnreadableError where nothing does: whatever such a model called
     would be taken for an answer, or for a mistake."""
-    reply = call(PROBE.name, word="heron")
-    try:
-        written = template.written([QUESTION], reply, tools=[PROBE])
-        stop = template.ending(reply).stop
-    except TemplateError as error:
-        raise UnreadableError(f"the template writes no call that could be read: {error}", ANOTHER) from error
-    text = tokenizer.decode(tokenizer.encode(written)).removesuffix(stop)
+    text = tokenizer.decode(tokenizer.encode(write_call(template)))
     for parse in PARSERS:
         if reads(text, template, tokenizer, partial(parse, lenient=lenient)):
             return partial(parse, lenient=lenient)
     able = any(reads(text, template, tokenizer, partial(parse, lenient=True)) for parse in PARSERS)
     told = f"a call as chat template {template.name!r} writes it is not read back: {text!r}"
     raise UnreadableError(told, LENIENT if able else ANOTHER)
+
+
+def write_call(template: ChatTemplate) -> str:
+    """What a policy would have written to call PROBE, without what stops it; after a thought, where the template is exact only
+    so. Raises UnreadableError where the template has no place for calls."""
+    plain = call(PROBE.name, word="heron")
+    thoughtful: Message = {**plain, "reasoning_content": "A bird, surely."}
+    refusals: list[TemplateError] = []
+    for reply in (plain, thoughtful):
+        try:
+            return template.written([QUESTION], reply, tools=[PROBE]).removesuffix(template.ending(reply).stop)
+        except TemplateError as error:
+            refusals.append(error)
+    raise UnreadableError(f"the template writes no call that could be read: {refusals[0]}", ANOTHER) from refusals[0]
 
 
 def reads(text: str, template: ChatTemplate, tokenizer: Tokenizer, parse: Parse) -> bool:

@@ -57,7 +57,7 @@ TEMPLATES = {
     "qwen3_8": (IM_END, "ok", "ok", "ok"),
     "gemma4": ("<turn|>", "ok", "warning", "problem"),
     "lfm2_v2": (IM_END, "ok", "ok", "problem"),
-    "nemotron_3_nano": (IM_END, "ok", "warning", "problem"),
+    "nemotron_3_nano": (IM_END, "ok", "warning", "ok"),  # as Qwen3.5's, exact where every turn thinks
     "lfm2": (IM_END, "problem", "problem", None),  # knows of tools, and leaves out the calls
     "gemma": ("<end_of_turn>", "problem", "problem", None),  # knows of no tools
     "llama3": (EOT, "problem", "problem", None),

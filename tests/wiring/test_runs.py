@@ -604,7 +604,7 @@ def test_a_rate_of_which_the_target_leaves_nothing_is_told(project, kept, told):
 
 @pytest.mark.parametrize(
     ("values", "told"),
-    [([5.0] * 9 + [0.2] * 10, "agreement_t 0.2, "), ([0.2] * 9, None), ([0.2] * 10 + [2.0] * 10, None), ([], None)],
+    [([5.0] * 9 + [0.2] * 10, "agreement_t 0.2, "), ([1.4] * 10, "agreement_t 1.4, "), ([0.2] * 9, None), ([0.2] * 10 + [2.0] * 10, None), ([], None)],
 )
 def test_a_run_whose_last_steps_do_not_agree_says_what_it_means(project, values, told):
     run, stream = run_at(project, "some"), StringIO()
