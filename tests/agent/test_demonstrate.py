@@ -1,6 +1,9 @@
 """Demonstrations are token for token what a policy that writes the template's own form would have played."""
 
+import importlib.util
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -8,7 +11,7 @@ from art_mcp.agent.check import play_script, reference
 from art_mcp.agent.demonstrate import Demonstration, read_line, sample_of, show_solutions, show_successes, write_line
 from art_mcp.agent.group import gather_trajectory_groups
 from art_mcp.errors import ConfigError, EnvironmentLoadError, TrainError
-from art_mcp.local.models import load_dialect
+from art_mcp.local.models import load_dialect, model_source
 from art_mcp.sampling.scripted import ScriptedSampler
 from art_mcp.types import ModelSpec, Scenario, ToolCall, TrajectoryGroup
 from tests.agent.players import (
@@ -26,6 +29,8 @@ from tests.agent.players import (
 
 pytestmark = pytest.mark.anyio
 
+TRL = importlib.util.find_spec("trl")  # found, not imported: it is installed for its data
+TEMPLATES = Path(TRL.origin).parent / "chat_templates" if TRL else None
 SUMS = [Scenario(f"sum-{a}", f"What is {a} + 40?", facts={"a": a, "answer": str(a + 40)}) for a in range(1, 5)]
 
 
@@ -67,6 +72,26 @@ async def test_a_demonstration_is_what_a_rollout_of_the_solution_would_have_been
         f"{calls(('add', {'a': 34, 'b': 10}))}<|im_end|>",
         "44<|im_end|>",
     ]
+
+
+@pytest.mark.skipif(TEMPLATES is None, reason="trl is not installed: its wheel brings the templates")
+@pytest.mark.parametrize("name", ["qwen3_5_nothink", "qwen3_8"])
+async def test_a_demonstration_in_function_tags_is_played_by_real_calls_too(name, tmp_path):
+    shutil.copytree(model_source("tiny"), tmp_path / "model")
+    shutil.copy(TEMPLATES / f"{name}.jinja", tmp_path / "model" / "chat_template.jinja")
+    tagged, place = load_dialect(ModelSpec(str(tmp_path / "model"))), sums()
+    async with desk_tools(only=["add"]) as toolbox:
+        options = {"environment": place, "dialect": tagged, "toolbox": toolbox, "play": ScriptedSampler}
+        played = (await play_script(reference(place), SUMS[3], **options)).trajectory
+        (shown,) = await show_solutions(SUMS[3:], environment=place, toolbox=toolbox)
+    assert [(use.call.arguments, use.result.text) for use in played.uses] == [
+        ({"a": 4, "b": 30}, "34"),
+        ({"a": 34, "b": 10}, "44"),
+    ]
+    first, *_ = learned(sample_of(shown, dialect=tagged))
+    given = "<parameter=a>\n4\n</parameter>\n<parameter=b>\n30\n</parameter>"
+    assert first.removeprefix("\n</think>\n\n") == f"<tool_call>\n<function=add>\n{given}\n</function>\n</tool_call><|im_end|>"
+    assert tokenizer().decode(played.token_ids).count("<tool_response>") == 2
 
 
 async def test_calls_that_a_solution_puts_together_are_one_turn():
