@@ -25,7 +25,6 @@ HANDED_ON = {
     ("art_mcp/sampling/transformers_engine.py", "_work"): "handed on to every caller that waits",
     ("art_mcp/sampling/transformers_engine.py", "run"): "handed on to the caller that waits",
     ("art_mcp/local/remote.py", "_answer"): "handed on to the parent process, which raises it",
-    ("art_mcp/wiring/warm.py", "_others"): "told on the console, once a recorder; the run's own folder has what it lost",
     ("art_mcp/tools/holder.py", "line"): "handed on to the parent process, which raises it",
 }
 """The functions that catch everything and do not raise it again, and what becomes of it."""

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from art_mcp.agent.imitation import WARM_START
-from art_mcp.errors import ConfigError, boundary
+from art_mcp.errors import ConfigError, RunError, boundary
 from art_mcp.types import TrajectoryGroup
 
 
 class WandbMetrics:
-    """A Recorder of numbers by step; trajectories stay in the run's folder. Supervised steps are `sft/…` by `sft/step`.
+    """A Recorder of numbers by step; trajectories stay in the run's folder. Supervised steps are `sft/…` by `sft/step`. Raises
+    RunError for a step that wandb does not take.
 
     The step is a value among others, and the axis: wandb's own only counts up, and drops what a resumed run does again.
     """
@@ -33,9 +34,10 @@ class WandbMetrics:
     def metrics(self, step: int, values: Mapping[str, Any]) -> None:
         part = "sft/" if values.get("phase") == WARM_START else ""
         numbers = {part + name: value for name, value in values.items() if isinstance(value, int | float)}
-        if part:
-            self._place(numbers, axis=f"{part}step")
-        self._run.log({f"{part}step": step, **numbers})
+        with boundary(RunError, f"Weights & Biases did not take step {step}", Exception):  # it names no kinds of its own
+            if part:
+                self._place(numbers, axis=f"{part}step")
+            self._run.log({f"{part}step": step, **numbers})
 
     def _place(self, names: Iterable[str], *, axis: str) -> None:
         """Gives each of `names` its `axis`. By its whole name: of two patterns that fit, wandb takes either."""

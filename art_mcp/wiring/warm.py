@@ -12,7 +12,7 @@ from art_mcp.agent.evaluate import balanced
 from art_mcp.agent.group import gather_trajectory_groups
 from art_mcp.agent.imitation import Lessons, imitation_loop
 from art_mcp.agent.loop import Plan, Save, pick
-from art_mcp.errors import ConfigError, RunError, TrainError, boundary, describe
+from art_mcp.errors import ConfigError, RunError, TrainError, boundary
 from art_mcp.observe.console import DETAIL, DURATIONS, ConsoleProgress, Part
 from art_mcp.observe.waiting import waiting
 from art_mcp.ports import Recorder
@@ -36,8 +36,8 @@ class LessonProgress(ConsoleProgress):
 
 @dataclass(frozen=True, slots=True)
 class Both:
-    """A Recorder that is a run folder and a console, and others where they are wanted. What the others raise is told, once for
-    each of them, and ends nothing: the folder has it all."""
+    """A Recorder that is a run folder and a console, and others where they are wanted. A RunError of the others is told, once
+    for each of them, and ends nothing: the folder has it all."""
 
     run: Run
     console: ConsoleProgress
@@ -58,11 +58,10 @@ class Both:
             name = type(other).__name__
             try:
                 record(other)
-            except Exception as error:  # noqa: BLE001  a service's client has many
+            except RunError as error:
                 if name not in self.failed:
                     self.console.say(
-                        f"note: {name} did not take step {step} ({type(error).__name__}: {describe(error)}), and may miss "
-                        f"others: training goes on, and {self.run.folder} has them all"
+                        f"note: {error}, and may miss others: training goes on, and {self.run.folder} has them all"
                     )
                 self.failed.add(name)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from art_mcp.errors import ConfigError
-from art_mcp.observe.wandb_metrics import open_wandb
+from art_mcp.errors import ConfigError, RunError
+from art_mcp.observe.wandb_metrics import WandbMetrics, open_wandb
 from art_mcp.store.run import Run
 from art_mcp.wiring.stage import Setting
 from art_mcp.wiring.training import Training, resume, train
@@ -126,6 +126,18 @@ def test_an_offline_run_keeps_every_steps_numbers_for_wandb_and_goes_on_under_it
 def rows_of(run):
     """What each session of a run logged."""
     return [read_offline(file)[0] for file in files_of(run, json.loads((run / "manifest.json").read_text())["wandb_id"])]
+
+
+def test_a_step_that_wandb_does_not_take_is_named():
+    class Away:
+        def define_metric(self, name, step_metric=None):
+            pass
+
+        def log(self, values):
+            raise ConnectionError("the service\nis away")
+
+    with pytest.raises(RunError, match=r"^Weights & Biases did not take step 3: the service is away$"):
+        WandbMetrics(Away()).metrics(3, {"loss": 0.5})
 
 
 def test_where_wandb_is_missing_the_way_to_install_it_is_told_before_anything_is_opened(monkeypatch, tmp_path):
