@@ -49,6 +49,15 @@ def validate(arguments: JsonObject, tool: Tool) -> str | None:
     return complain(errors, tool.name) if errors else None
 
 
+def unfit(arguments: JsonObject, tool: Tool) -> set[str]:
+    """The arguments whose values the tool's schema does not allow; none where they all fit, or where it cannot be used."""
+    signature = signature_of(tool)
+    if signature.surely_fits is not None and signature.surely_fits(arguments):
+        return set()
+    paths = (error.absolute_path for error in find_errors(signature.schema_text, arguments))
+    return {str(path[0]) for path in paths if path}
+
+
 def signature_of(tool: Tool) -> Signature:
     known = _signatures.get(id(tool))
     if known is not None and known[0] is tool:

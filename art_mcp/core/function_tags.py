@@ -14,138 +14,211 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
-from art_mcp.core.json_scan import SPACE
-from art_mcp.core.parse import CLOSE, OPEN, Parsed, join_texts, next_tag
-from art_mcp.core.read_call import Call, Mistake, by_name, read_body, read_call
+from art_mcp.core.arguments import unfit
+from art_mcp.core.json_scan import SPACE, NotJson, check_arguments, quote
+from art_mcp.core.parse import CLOSE, OPEN, Parsed, join_texts, read_tagged
+from art_mcp.core.read_call import Call, Mistake, by_name, read_call
 from art_mcp.core.schemas import members_of
 from art_mcp.core.untyped import kinds_of, read_text_value
-from art_mcp.types import JsonObject, Malformed, MalformedKind, Tool
+from art_mcp.types import JsonObject, Malformed, MalformedKind, Tool, ToolCall
 
-FUNCTION = re.compile(r"\s*<function=([^<>\n]*)>")
+HEAD = re.compile(r"\s*<function=([^<>\n]*)>")
+BARE_HEAD = re.compile(r"^[ \t]*(?=<function=[^<>\n]*>\s*(?:<parameter=|</function>))", re.MULTILINE)
 PARAMETER = re.compile(r"\s*<parameter=([^<>\n]*)>\n?")
-VALUE_END = re.compile(r"\n?</parameter>(?=\s*(?:<parameter=|</function>))")
-"""A value may hold any text, other tags too: it ends where what follows can only be another part of the call."""
+ANY_PARAMETER = re.compile(r"(^[ \t]*)?<parameter=([^<>\n]*)>", re.MULTILINE)
+OWN_END = re.compile(r"\n</parameter>(?=\n<parameter=|\n</function>\s*(?:</?tool_call>|\Z))")
+ANY_END = re.compile(r"\n?</parameter>(?=\s*(?:<parameter=|</function>))")
+NEXT_CALL = re.compile(r"</tool_call>\s*<tool_call>\s*<function=([^<>\n]*)>")
 FUNCTION_END = re.compile(r"\s*(</function>)\s*")
+NOTHING = re.compile(r"\s*\Z")
 SHAPE = "<function=NAME>, then <parameter=NAME>, its value and </parameter> for each argument, then </function>"
 
 Span: TypeAlias = tuple[int, int]
 
 
-class Ends:
-    """Where values may end in a text, found once, so that reading takes time in proportion to it however many calls it has."""
-
-    def __init__(self, text: str) -> None:
-        self._spans: list[Span] = [match.span() for match in VALUE_END.finditer(text)]
-
-    def after(self, at: int) -> Span | None:
-        """The first end at or after `at`: where the value stops, and where its close tag does."""
-        place = bisect_left(self._spans, (at, 0))
-        # the newline before a close tag may be the one that opens an empty value, and so lie before `at`
-        if place and self._spans[place - 1][0] == at - 1 and self._spans[place - 1][1] > at:
-            return at, self._spans[place - 1][1]
-        return self._spans[place] if place < len(self._spans) else None
-
-
 def parse_functions(text: str, tools: Sequence[Tool], *, lenient: bool = False) -> Parsed:
     """Every `<tool_call>` outside of a value is one ToolCall, or one Malformed that says what to fix. Never raises.
 
-    A value is what the tool's schema says (`kinds_of`), since this form writes a number and its digits alike. The last close
-    tag may be missing where another call or the end of the turn follows. `lenient` also reads a `<function=…>` without the tag
-    around it, and the JSON of Hermes' form in it; such calls have `lenient=True`.
+    A value is of the kind that the tool's schema says (`kinds_of`), since this form writes a number and its digits alike. It
+    may be any text, tags too, but for what ends a call as the template writes it, for a line that begins with the tag of one of
+    the tool's own parameters, and for two calls in a row: there a close tag is taken to be missing. The last close tag may be
+    missing where another call or the end of the turn follows.
+
+    `lenient` also reads a `<function=…>` that stands on a line of its own without the tag around it, and JSON as `parse_calls`
+    reads it within the tag; such calls have `lenient=True`. Takes time in proportion to the text.
     """
     if OPEN not in text and not (lenient and "<function=" in text):
         return Parsed(text, ())
-    offered, ends = by_name(tools), Ends(text)
+    reader = Reader(text, by_name(tools), lenient=lenient)
     texts: list[str] = []
     calls: list[Call] = []
     end = 0
-    while (start := next_start(text, end, lenient=lenient)) >= 0:
+    while (start := reader.next_start(end)) is not None:
         texts.append(text[end:start])
-        call, end = read_function(text, start, ends, offered, lenient=lenient)
-        calls.append(call)
+        found, end = reader.read(start)
+        calls.extend(found)
+        texts.extend([""] * (len(found) - 1))
     texts.append(text[end:])
     texts[0] = texts[0].removesuffix("\n") if calls else texts[0]  # this form's templates put two before a call
     return Parsed(join_texts(texts) if calls else text, tuple(calls))
 
 
-def next_start(text: str, at: int, *, lenient: bool) -> int:
-    tagged = text.find(OPEN, at)
-    bare = text.find("<function=", at) if lenient else -1
-    return min((place for place in (tagged, bare) if place >= 0), default=-1)
+class Reader:
+    """Reads one text; what it looks for again and again is found once."""
 
+    def __init__(self, text: str, offered: Mapping[str, Tool], *, lenient: bool) -> None:
+        self._text, self._offered, self._lenient = text, offered, lenient
+        bare = [match.end() for match in BARE_HEAD.finditer(text)] if lenient else []
+        self._opens, self._closes = places(OPEN, text), places(CLOSE, text)
+        self._starts = sorted(self._opens + bare)
+        self._value_closes = places("</parameter>", text)
+        self._own_ends = [match.span() for match in OWN_END.finditer(text)]
+        self._any_ends = [match.span() for match in ANY_END.finditer(text)]
+        self._next_calls = [match.start() for match in NEXT_CALL.finditer(text) if match[1].strip() in offered]
+        self._parameters = [
+            (match.start() if match[1] is None else match.end(1), match[2].strip(), match[1] is not None)
+            for match in ANY_PARAMETER.finditer(text)
+        ]
+        self._lost: dict[tuple[str, bool], list[int]] = {}
+        self._known = 0
+        """Up to where the call that is read now is understood: no call begins before."""
 
-def read_function(text: str, start: int, ends: Ends, offered: Mapping[str, Tool], *, lenient: bool) -> tuple[Call, int]:
-    """The call that begins at `start`, and where it ends."""
-    tagged = text.startswith(OPEN, start)
-    inside = start + len(OPEN) * tagged
-    try:
-        name, head = read_name(text, inside)
-        given, end = read_parameters(text, head, ends, offered.get(name))
-        end = read_close(text, end, tagged=tagged)
-    except Mistake as mistake:
-        stop, end = next_tag(text, inside)
-        body = text[inside:stop].strip(SPACE)
-        if lenient and body[:1] in ("{", "["):
-            return read_json(body, text[start:end], offered), end
-        return Malformed(text[start:end], str(mistake), mistake.kind), end
-    value = {"name": name, "arguments": given}
-    return read_call(value, text[start:end], offered, lenient=lenient, usual=tagged), end
+    def next_start(self, at: int) -> int | None:
+        place = bisect_left(self._starts, at)
+        return self._starts[place] if place < len(self._starts) else None
 
+    def read(self, start: int) -> tuple[list[Call], int]:
+        """The call that begins at `start` (leniently perhaps several, as JSON), and where it ends."""
+        text = self._text
+        tagged = text.startswith(OPEN, start)
+        self._known = start + len(OPEN) * tagged
+        if tagged and self._lenient and text[self._known : self._known + 99].lstrip(SPACE)[:1] in ("{", "["):
+            found, end = read_tagged(text, start, self._offered, lenient=True)
+            return [replace(one, lenient=True) if isinstance(one, ToolCall) else one for one in found], end
+        try:
+            name = self._read_name()
+            given = self._read_parameters(name)
+            end = self._read_close(tagged=tagged)
+        except Mistake as mistake:
+            _, end = self._next_tag(max(self._known, start + 1))
+            return [Malformed(text[start:end], str(mistake), mistake.kind)], end
+        value = {"name": name, "arguments": given}
+        return [read_call(value, text[start:end], self._offered, lenient=self._lenient, usual=tagged)], end
 
-def read_json(body: str, written: str, offered: Mapping[str, Tool]) -> Call:
-    try:
-        value = read_body(body)
-    except Mistake as mistake:
-        return Malformed(written, str(mistake), mistake.kind)
-    return read_call(value, written, offered, lenient=True, usual=False)
+    def _next_tag(self, at: int) -> Span:
+        """Where a broken call's body stops, at its close tag, where the next call begins or at the end of the text; and where
+        the call ends, its close tag included."""
+        limit = int(min(first(self._starts, at), len(self._text)))
+        close = first(self._closes, at)
+        return (int(close), int(close) + len(CLOSE)) if close < limit else (limit, limit)
 
-
-def read_name(text: str, at: int) -> tuple[str, int]:
-    head = FUNCTION.match(text, at)
-    if head is None:
-        stop, _ = next_tag(text, at)
-        empty = not text[at:stop].strip(SPACE)
-        kind = MalformedKind.EMPTY if empty else MalformedKind.INVALID_TAGS
-        raise Mistake(kind, f"the call {'is empty' if empty else 'does not begin with <function=NAME>'}; write {SHAPE}")
-    name = head[1].strip()
-    if not name:
-        raise Mistake(MalformedKind.NO_NAME, f"the call has no name; write {SHAPE}")
-    return name, head.end()
-
-
-def read_parameters(text: str, at: int, ends: Ends, tool: Tool | None) -> tuple[JsonObject, int]:
-    """The arguments that are written from `at` on, and where the first of anything else begins."""
-    schema: Mapping[str, Any] = {} if tool is None else tool.parameters
-    known = members_of(schema.get("properties"))
-    given: JsonObject = {}
-    while head := PARAMETER.match(text, at):
+    def _read_name(self) -> str:
+        head = HEAD.match(self._text, self._known)
+        if head is None:
+            stop, _ = self._next_tag(self._known)
+            empty = not self._text[self._known : stop].strip(SPACE)
+            kind = MalformedKind.EMPTY if empty else MalformedKind.INVALID_TAGS
+            raise Mistake(kind, f"the call {'is empty' if empty else 'does not begin with <function=NAME>'}; write {SHAPE}")
+        self._known = head.end()
         name = head[1].strip()
-        ending = ends.after(head.end())
-        if not name or name in given:
-            told = f"<parameter={name}> is there twice; write it once" if name else "a <parameter=…> has no name; write one"
-            raise Mistake(MalformedKind.BAD_ARGUMENTS, told)
-        value = "" if ending is None else text[head.end() : ending[0]]
-        if ending is None or any(f"\n<parameter={other}>\n" in f"\n{value}" for other in known):
-            raise Mistake(MalformedKind.INVALID_TAGS, f"<parameter={name}> is not closed; write </parameter> after its value")
-        given[name] = read_text_value(value, kinds_of(known.get(name, True), schema))
-        at = ending[1]
-    return given, at
+        if not name:
+            raise Mistake(MalformedKind.NO_NAME, f"the call has no name; write {SHAPE}")
+        return name
+
+    def _read_parameters(self, function: str) -> JsonObject:
+        """The arguments that stand next, by what the tool's schema says of them."""
+        tool = self._offered.get(function)
+        schema: Mapping[str, Any] = {} if tool is None else tool.parameters
+        known = members_of(schema.get("properties"))
+        written: dict[str, str] = {}
+        given: JsonObject = {}
+        while head := PARAMETER.match(self._text, self._known):
+            name = head[1].strip()
+            self._known = head.end()
+            stop, self._known = self._value_end(function, name)
+            if not name or name in given:
+                told = f"parameter {quote(name)} is there twice; write it once" if name else "a <parameter=…> has no name"
+                raise Mistake(MalformedKind.BAD_ARGUMENTS, told)
+            written[name] = self._text[head.end() : stop]
+            try:
+                given[name] = read_text_value(written[name], kinds_of(known.get(name, True), schema))
+            except NotJson as error:
+                raise Mistake(MalformedKind.BAD_ARGUMENTS, f"parameter {quote(name)}: {error}") from error
+        try:
+            check_arguments(given)
+        except NotJson as error:
+            raise Mistake(MalformedKind.BAD_ARGUMENTS, str(error)) from error
+        return given if tool is None else self._as_text_where_only_that_fits(given, written, tool)
+
+    def _as_text_where_only_that_fits(self, given: JsonObject, written: Mapping[str, str], tool: Tool) -> JsonObject:
+        """Schemas say in many ways that a value is a string: where another does not fit and the text does, it was text."""
+        wrong = {name for name in unfit(given, tool) if name in written and given[name] != written[name]}
+        if not wrong:
+            return given
+        texts: JsonObject = {**given, **{name: written[name] for name in wrong}}
+        still = unfit(texts, tool)
+        return {name: given[name] if name in still else value for name, value in texts.items()}
+
+    def _value_end(self, function: str, name: str) -> Span:
+        """Where the value that begins here stops, and where its close tag ends: as the template writes it, if it is so written,
+        else as near to that as there is."""
+        at = self._known
+        forms = (True, False) if self._text[at - 1] == "\n" else (False,)
+        for own in forms:
+            span = first_after(self._own_ends if own else self._any_ends, at)
+            limit = min(first(self._lost_after(function, own=own), at), first(self._next_calls, at))
+            if span is not None and limit >= span[0]:
+                return span
+        lost = first(self._lost_after(function, own=forms[0]), at)
+        if first(self._value_closes, at) < min(lost, first(self._next_calls, at)):
+            told = f"text follows where </function> or another <parameter=…> should be, after parameter {quote(name)}"
+            raise Mistake(MalformedKind.INVALID_TAGS, told)
+        raise Mistake(MalformedKind.INVALID_TAGS, f"parameter {quote(name)} is not closed; write </parameter> after its value")
+
+    def _lost_after(self, function: str, *, own: bool) -> list[int]:
+        """Where tags of the tool's own parameters are: within a value they say that its close tag is missing; in one that is
+        written as the template does, those with which a line begins."""
+        key = (function, own)
+        if key not in self._lost:
+            tool = self._offered.get(function)
+            known = members_of(None if tool is None else tool.parameters.get("properties"))
+            self._lost[key] = [at for at, name, alone in self._parameters if name in known and (alone or not own)]
+        return self._lost[key]
+
+    def _read_close(self, *, tagged: bool) -> int:
+        """Where the call ends whose last parameter has been read."""
+        text = self._text
+        closed = FUNCTION_END.match(text, self._known)
+        if closed is None:
+            unfinished = NOTHING.match(text, self._known) is not None
+            what = "the call is not finished" if unfinished else "text follows where a <parameter=…> or </function> should be"
+            raise Mistake(MalformedKind.INVALID_TAGS, f"{what}; write </function> after the last </parameter>, then {CLOSE}")
+        self._known = closed.end(1)
+        end = closed.end()
+        if text.startswith(CLOSE, end):
+            return end + len(CLOSE)
+        if tagged and text.startswith("<function=", end):
+            raise Mistake(MalformedKind.INVALID_TAGS, f"more than one function in one call; write {OPEN} for each call")
+        if tagged and end < len(text) and not text.startswith(OPEN, end):
+            raise Mistake(MalformedKind.INVALID_TAGS, f"text follows </function>; write {CLOSE} right after it")
+        return self._known
 
 
-def read_close(text: str, at: int, *, tagged: bool) -> int:
-    """Where the call ends whose last parameter ends at `at`."""
-    closed = FUNCTION_END.match(text, at)
-    if closed is None:
-        unfinished = not text[at:].strip()
-        what = "the call is not finished" if unfinished else "text follows where a <parameter=…> or </function> should be"
-        raise Mistake(MalformedKind.INVALID_TAGS, f"{what}; write </function> after the last </parameter>, then {CLOSE}")
-    end = closed.end()
-    if text.startswith(CLOSE, end):
-        return end + len(CLOSE)
-    if tagged and text.startswith("<function=", end):
-        raise Mistake(MalformedKind.INVALID_TAGS, f"more than one function in one call; write {OPEN} for each call")
-    if tagged and end < len(text) and not text.startswith(OPEN, end):
-        raise Mistake(MalformedKind.INVALID_TAGS, f"text follows </function>; write {CLOSE} right after it")
-    return closed.end(1)
+def places(part: str, text: str) -> list[int]:
+    return [match.start() for match in re.finditer(re.escape(part), text)]
+
+
+def first(ordered: Sequence[int], at: int) -> float:
+    """The first of the `ordered` places at or after `at`; infinity where there is none."""
+    found = bisect_left(ordered, at)
+    return ordered[found] if found < len(ordered) else float("inf")
+
+
+def first_after(spans: Sequence[Span], at: int) -> Span | None:
+    """The first of the sorted `spans` at or after `at`. One that begins with the very newline before `at` counts too: it ends
+    an empty value."""
+    found = bisect_left(spans, (at - 1, 0))
+    return (max(spans[found][0], at), spans[found][1]) if found < len(spans) else None

@@ -92,6 +92,13 @@ def check_value(value: Any, text: str) -> None:
     refuse_surrogates(value)
 
 
+def check_arguments(arguments: dict[str, Any]) -> None:
+    """Refuses in a call's arguments, however they were read, what `read_whole` refuses in the call: half surrogates, depth."""
+    if depth(arguments) >= MAX_DEPTH:  # the call around them is a level too
+        raise NotJson(TOO_DEEP)
+    refuse_surrogates(arguments)
+
+
 def quote(value: object, limit: int = 60) -> str:
     """`value` as JSON for a message: one line, at most about `limit` characters, always encodable."""
     text = json.dumps(value, ensure_ascii=False, default=repr)

@@ -197,6 +197,14 @@ def test_long_texts_are_read_in_one_go(start: str, unit: str, end: str, lenient:
 
 
 TAGS = [OPEN, CLOSE, "<function=add>", "<function=ping>", "<function=no such>", "<function=>", "</function>", "<parameter=a>"]
+TAGS += [
+    "<function=search>",
+    "<function=run>",
+    "<parameter=query>",
+    "<parameter=x>",
+    f"<parameter={'y' * 600}>",
+    "[" * 32 + "]" * 32,
+]
 TAGS += ["<parameter=b>", "<parameter=>", "</parameter>", "\n", " ", "1", "[1", "true", '"x"', "é", "\x00", "\ud800", ADD]
 ADDED = f"{OPEN}\n<function=add>\n<parameter=a>\n1\n</parameter>\n<parameter=b>\n2\n</parameter>\n</function>\n{CLOSE}"
 TAGGED = st.lists(st.sampled_from([*TAGS, *TAGS, ADDED]), max_size=16).map("".join)
