@@ -127,7 +127,7 @@ ARMS = {
         Arm("main-unsloth", f"{MAIN} --trainer unsloth --seed 16 --before sampled --dump OUT/main-unsloth/samples.json"),
         Arm("gradients", SHORT, tested=GRADIENTS, least=240.0),
         Arm("main-torch", f"{MAIN} --trainer torch --seed 17 --no-before"),
-        Arm("elsewhere", after="main-unsloth", tested=ELSEWHERE, least=120.0),
+        Arm("elsewhere", after="main-unsloth", tested=ELSEWHERE, least=300.0),
         Arm("kills", tested="tests/gpu/test_kills.py", least=120.0),
         Arm("rewards-alone", f"{ALONE} --seed 1"),
         Arm("control-2-first", f"{FIRST} --seed 2 --control shuffled"),

@@ -8,10 +8,15 @@ from art_mcp.local.models import load_model
 from art_mcp.local.torch_trainer import TorchTrainer
 from art_mcp.types import ModelSpec, Sample, SamplingParams
 
+SURE = 0.9
+"""Probability."""
+
 
 def differences(ours, theirs):
-    """Mean and 99th percentile of |Δ| in nats, the largest, and the k3 estimate of KL, over all sampled tokens."""
+    """Mean and 99th percentile of |Δ| in nats, the largest, and the k3 estimate of KL, over all sampled tokens; and, since
+    rounding shows where a policy is unsure, the share of tokens that it (`ours`) gave less than SURE, and the others' mean."""
     delta = torch.tensor(ours, dtype=torch.float64) - torch.tensor(theirs, dtype=torch.float64)
+    sure = torch.tensor(ours, dtype=torch.float64).exp() >= SURE
     ratio = -delta  # log of (theirs / ours)
     return {
         "tokens": len(delta),
@@ -19,6 +24,8 @@ def differences(ours, theirs):
         "p99": float(delta.abs().quantile(0.99)),
         "max": float(delta.abs().max()),
         "kl": float((ratio.exp() - 1 - ratio).mean()),
+        "unsure": float((~sure).double().mean()),
+        "mean_sure": float(delta[sure].abs().mean()),
     }
 
 
