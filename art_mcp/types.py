@@ -12,7 +12,6 @@ from art_mcp.errors import ConfigError
 from art_mcp.values import AboveZero, CountFromOne, CountFromZero, FromZero, check_values
 
 JsonObject: TypeAlias = Mapping[str, Any]
-
 Message: TypeAlias = Mapping[str, Any]
 """A chat message as Hugging Face templates read it: `role`, `content`, and for the assistant `tool_calls`, a list of
 `{"type": "function", "id": …, "function": {"name": …, "arguments": dict}}`; for role `tool` also `name` and

@@ -17,7 +17,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MODULE_LINES, FUNCTION_LINES = 300, 50
 
 EXCUSES: dict[str, int] = {
-    "art_mcp/types.py": 414,  # every noun that travels, in the order in which it is met: read as one page
+    "art_mcp/types.py": 413,  # every noun that travels, in the order in which it is met: read as one page
 }
 """Lines that a module ("path") or a function ("path:name") may have beyond the house numbers, and why."""
 

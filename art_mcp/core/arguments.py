@@ -51,10 +51,7 @@ def validate(arguments: JsonObject, tool: Tool) -> str | None:
 
 def unfit(arguments: JsonObject, tool: Tool) -> set[str]:
     """The arguments whose values the tool's schema does not allow; none where they all fit, or where it cannot be used."""
-    signature = signature_of(tool)
-    if signature.surely_fits is not None and signature.surely_fits(arguments):
-        return set()
-    paths = (error.absolute_path for error in find_errors(signature.schema_text, arguments))
+    paths = (error.absolute_path for error in find_errors(signature_of(tool).schema_text, arguments))
     return {str(path[0]) for path in paths if path}
 
 

@@ -12,17 +12,18 @@
 from __future__ import annotations
 
 import re
+import sys
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from functools import partial
+from typing import TypeAlias
 
-from art_mcp.core.arguments import unfit
+from art_mcp.core.arguments import signature_of, unfit
 from art_mcp.core.json_scan import SPACE, NotJson, check_arguments, quote
 from art_mcp.core.parse import CLOSE, OPEN, Parsed, join_texts, read_tagged
 from art_mcp.core.read_call import Call, Mistake, by_name, read_call
-from art_mcp.core.schemas import members_of
-from art_mcp.core.untyped import kinds_of, read_text_value
+from art_mcp.core.untyped import ALL, parameter_kinds, read_text_value
 from art_mcp.types import JsonObject, Malformed, MalformedKind, Tool, ToolCall
 
 HEAD = re.compile(r"\s*<function=([^<>\n]*)>")
@@ -36,14 +37,17 @@ FUNCTION_END = re.compile(r"\s*(</function>)\s*")
 NOTHING = re.compile(r"\s*\Z")
 SHAPE = "<function=NAME>, then <parameter=NAME>, its value and </parameter> for each argument, then </function>"
 
+BEYOND = sys.maxsize
+"""A place that no text has."""
+
 Span: TypeAlias = tuple[int, int]
 
 
 def parse_functions(text: str, tools: Sequence[Tool], *, lenient: bool = False) -> Parsed:
     """Every `<tool_call>` outside of a value is one ToolCall, or one Malformed that says what to fix. Never raises.
 
-    A value is of the kind that the tool's schema says (`kinds_of`), since this form writes a number and its digits alike. It
-    may be any text, tags too, but for what ends a call as the template writes it, for a line that begins with the tag of one of
+    A value is of a kind that the tool's schema says (`parameter_kinds`): this form writes a number and its digits alike. It may
+    be any text, tags too, but for what ends a call as the template writes it, for a line that begins with the tag of one of
     the tool's own parameters, and for two calls in a row: there a close tag is taken to be missing. The last close tag may be
     missing where another call or the end of the turn follows.
 
@@ -56,7 +60,7 @@ def parse_functions(text: str, tools: Sequence[Tool], *, lenient: bool = False) 
     texts: list[str] = []
     calls: list[Call] = []
     end = 0
-    while (start := reader.next_start(end)) is not None:
+    while (start := reader.next_start(end)) < BEYOND:
         texts.append(text[end:start])
         found, end = reader.read(start)
         calls.extend(found)
@@ -72,8 +76,7 @@ class Reader:
     def __init__(self, text: str, offered: Mapping[str, Tool], *, lenient: bool) -> None:
         self._text, self._offered, self._lenient = text, offered, lenient
         bare = [match.end() for match in BARE_HEAD.finditer(text)] if lenient else []
-        self._opens, self._closes = places(OPEN, text), places(CLOSE, text)
-        self._starts = sorted(self._opens + bare)
+        self._starts, self._closes = sorted(places(OPEN, text) + bare), places(CLOSE, text)
         self._value_closes = places("</parameter>", text)
         self._own_ends = [match.span() for match in OWN_END.finditer(text)]
         self._any_ends = [match.span() for match in ANY_END.finditer(text)]
@@ -86,9 +89,8 @@ class Reader:
         self._known = 0
         """Up to where the call that is read now is understood: no call begins before."""
 
-    def next_start(self, at: int) -> int | None:
-        place = bisect_left(self._starts, at)
-        return self._starts[place] if place < len(self._starts) else None
+    def next_start(self, at: int) -> int:
+        return first(self._starts, at)
 
     def read(self, start: int) -> tuple[list[Call], int]:
         """The call that begins at `start` (leniently perhaps several, as JSON), and where it ends."""
@@ -100,20 +102,22 @@ class Reader:
             return [replace(one, lenient=True) if isinstance(one, ToolCall) else one for one in found], end
         try:
             name = self._read_name()
-            given = self._read_parameters(name)
+            given, written = self._read_parameters(name)
             end = self._read_close(tagged=tagged)
         except Mistake as mistake:
             _, end = self._next_tag(max(self._known, start + 1))
             return [Malformed(text[start:end], str(mistake), mistake.kind)], end
-        value = {"name": name, "arguments": given}
-        return [read_call(value, text[start:end], self._offered, lenient=self._lenient, usual=tagged)], end
+        reading = partial(read_call, text=text[start:end], offered=self._offered, lenient=self._lenient, usual=tagged)
+        call = reading({"name": name, "arguments": given})
+        if isinstance(call, Malformed) and call.kind is MalformedKind.SCHEMA:
+            call = reading({"name": name, "arguments": as_texts_where_only_they_fit(given, written, self._offered[name])})
+        return [call], end
 
     def _next_tag(self, at: int) -> Span:
         """Where a broken call's body stops, at its close tag, where the next call begins or at the end of the text; and where
         the call ends, its close tag included."""
-        limit = int(min(first(self._starts, at), len(self._text)))
-        close = first(self._closes, at)
-        return (int(close), int(close) + len(CLOSE)) if close < limit else (limit, limit)
+        limit, close = min(first(self._starts, at), len(self._text)), first(self._closes, at)
+        return (close, close + len(CLOSE)) if close < limit else (limit, limit)
 
     def _read_name(self) -> str:
         head = HEAD.match(self._text, self._known)
@@ -128,11 +132,14 @@ class Reader:
             raise Mistake(MalformedKind.NO_NAME, f"the call has no name; write {SHAPE}")
         return name
 
-    def _read_parameters(self, function: str) -> JsonObject:
-        """The arguments that stand next, by what the tool's schema says of them."""
+    def _kinds(self, function: str) -> Mapping[str, frozenset[str]]:
+        """Of the parameters that the tool of this name has; none where there is no such tool."""
         tool = self._offered.get(function)
-        schema: Mapping[str, Any] = {} if tool is None else tool.parameters
-        known = members_of(schema.get("properties"))
+        return {} if tool is None else parameter_kinds(signature_of(tool).schema_text)
+
+    def _read_parameters(self, function: str) -> tuple[JsonObject, Mapping[str, str]]:
+        """The arguments that stand next, by what the tool's schema says of them; and as they are written."""
+        kinds = self._kinds(function)
         written: dict[str, str] = {}
         given: JsonObject = {}
         while head := PARAMETER.match(self._text, self._known):
@@ -144,23 +151,14 @@ class Reader:
                 raise Mistake(MalformedKind.BAD_ARGUMENTS, told)
             written[name] = self._text[head.end() : stop]
             try:
-                given[name] = read_text_value(written[name], kinds_of(known.get(name, True), schema))
+                given[name] = read_text_value(written[name], kinds.get(name, ALL))
             except NotJson as error:
                 raise Mistake(MalformedKind.BAD_ARGUMENTS, f"parameter {quote(name)}: {error}") from error
         try:
             check_arguments(given)
         except NotJson as error:
             raise Mistake(MalformedKind.BAD_ARGUMENTS, str(error)) from error
-        return given if tool is None else self._as_text_where_only_that_fits(given, written, tool)
-
-    def _as_text_where_only_that_fits(self, given: JsonObject, written: Mapping[str, str], tool: Tool) -> JsonObject:
-        """Schemas say in many ways that a value is a string: where another does not fit and the text does, it was text."""
-        wrong = {name for name in unfit(given, tool) if name in written and given[name] != written[name]}
-        if not wrong:
-            return given
-        texts: JsonObject = {**given, **{name: written[name] for name in wrong}}
-        still = unfit(texts, tool)
-        return {name: given[name] if name in still else value for name, value in texts.items()}
+        return given, written
 
     def _value_end(self, function: str, name: str) -> Span:
         """Where the value that begins here stops, and where its close tag ends: as the template writes it, if it is so written,
@@ -183,8 +181,7 @@ class Reader:
         written as the template does, those with which a line begins."""
         key = (function, own)
         if key not in self._lost:
-            tool = self._offered.get(function)
-            known = members_of(None if tool is None else tool.parameters.get("properties"))
+            known = self._kinds(function)
             self._lost[key] = [at for at, name, alone in self._parameters if name in known and (alone or not own)]
         return self._lost[key]
 
@@ -207,14 +204,21 @@ class Reader:
         return self._known
 
 
+def as_texts_where_only_they_fit(given: JsonObject, written: Mapping[str, str], tool: Tool) -> JsonObject:
+    """Schemas say in many ways that a value is a string: where another does not fit and the text does, it was text."""
+    texts: JsonObject = {**given, **{name: written[name] for name in unfit(given, tool) & written.keys()}}
+    still = unfit(texts, tool)
+    return {name: given[name] if name in still else value for name, value in texts.items()}
+
+
 def places(part: str, text: str) -> list[int]:
     return [match.start() for match in re.finditer(re.escape(part), text)]
 
 
-def first(ordered: Sequence[int], at: int) -> float:
-    """The first of the `ordered` places at or after `at`; infinity where there is none."""
+def first(ordered: Sequence[int], at: int) -> int:
+    """The first of the `ordered` places at or after `at`; BEYOND where there is none."""
     found = bisect_left(ordered, at)
-    return ordered[found] if found < len(ordered) else float("inf")
+    return ordered[found] if found < len(ordered) else BEYOND
 
 
 def first_after(spans: Sequence[Span], at: int) -> Span | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, cast
-from urllib.parse import unquote
 
+from art_mcp.core.arguments import REMEMBERED
 from art_mcp.core.json_scan import NotJson, read_whole
-from art_mcp.core.schemas import members_of
+from art_mcp.core.schemas import Parts, members_of, target, walk
 
 ALL = frozenset({"string", "number", "integer", "boolean", "array", "object", "null"})
 STRING = frozenset({"string"})
@@ -18,9 +20,17 @@ DEEPEST = 16
 """References and alternatives that are followed within one another."""
 
 
-def kinds_of(schema: object, root: Mapping[str, Any], *, within: tuple[str, ...] = ()) -> frozenset[str]:
-    """The JSON types that a part of the schema `root` allows, as far as it says so by `type`, `enum`, `const`, alternatives
-    and references to its own parts; all of them where it says nothing. `within`: the references that led here."""
+@lru_cache(REMEMBERED)
+def parameter_kinds(schema_text: str) -> Mapping[str, frozenset[str]]:
+    """The `kinds_of` each argument that a tool's schema, given as JSON, has a property for."""
+    schema = json.loads(schema_text)
+    parts = dict(walk((), schema))
+    return {name: kinds_of(part, parts) for name, part in members_of(schema.get("properties")).items()}
+
+
+def kinds_of(schema: object, parts: Parts, *, within: tuple[str, ...] = ()) -> frozenset[str]:
+    """The JSON types that one of the `parts` of a schema allows, as far as it says so by `type`, `enum`, `const`, alternatives
+    and references to other parts; all of them where it says nothing. `within`: the references that led here."""
     members, found = members_of(schema), ALL
     named = members.get("type")
     several = cast("list[object]", named) if isinstance(named, list) else [named]
@@ -30,30 +40,15 @@ def kinds_of(schema: object, root: Mapping[str, Any], *, within: tuple[str, ...]
     values = [members["const"]] if "const" in members else members.get("enum")
     if isinstance(values, list):
         found &= frozenset(kind for value in cast("list[object]", values) for kind in kinds_of_value(value))
-    reference = members.get("$ref")
-    if isinstance(reference, str) and reference not in within and len(within) < DEEPEST:
-        found &= kinds_of(aimed_at(reference, root), root, within=(*within, reference))
+    aim = target(members, parts)
+    if aim is not None and (name := str(members["$ref"])) not in within and len(within) < DEEPEST:
+        found &= kinds_of(parts[aim], parts, within=(*within, name))
     for keyword in ("allOf", "anyOf", "oneOf"):
-        parts = members.get(keyword)
-        if isinstance(parts, list) and parts and len(within) < DEEPEST:
-            each = [kinds_of(part, root, within=(*within, keyword)) for part in cast("list[object]", parts)]
+        branches = members.get(keyword)
+        if isinstance(branches, list) and branches and len(within) < DEEPEST:
+            each = [kinds_of(part, parts, within=(*within, keyword)) for part in cast("list[object]", branches)]
             found &= ALL.intersection(*each) if keyword == "allOf" else frozenset[str]().union(*each)
     return found
-
-
-def aimed_at(reference: str, root: Mapping[str, Any]) -> object:
-    """The part of `root` that a `$ref` such as `#/$defs/Unit` means; True, which allows everything, where it is none."""
-    if reference != "#" and not reference.startswith("#/"):
-        return True
-    part: object = root
-    for step in unquote(reference).split("/")[1:]:
-        name = step.replace("~1", "/").replace("~0", "~")
-        if isinstance(part, list):
-            items = cast("list[object]", part)
-            part = items[int(name)] if name.isdecimal() and int(name) < len(items) else True
-        else:
-            part = members_of(part).get(name, True)
-    return part
 
 
 def kinds_of_value(value: object) -> tuple[str, ...]:

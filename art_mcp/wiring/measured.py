@@ -9,6 +9,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from art_mcp.store.run import Run
+from art_mcp.types import TrainConfig
 from art_mcp.wiring.stage import Setting, Stage, evaluate_stage
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ TELLING = 20
 """Scenarios of which none is solved, so that it is worth a word."""
 LATELY = 10
 """Steps by which a run's end is judged."""
-UNSURE = 1.5
-"""Student's t of agreement that makes a step a quarter as long as one of 3, where `min_agreement` is 3."""
+UNSURE = 0.5
+"""Of `min_agreement`: with so little Student's t a step is a quarter as long."""
 SHORTENED = 0.02
 """Where less than this is kept of a run's median step, its learning rate is far beyond what `target_kl` lets through."""
 
@@ -112,9 +113,11 @@ def note_cuts(run: Run, *, stream: Any) -> None:
 def note_chance(run: Run, *, stream: Any) -> None:
     """Tells `stream` where most of a run's last steps were a quarter of their length or less, for want of agreement."""
     watched = [line["agreement_t"] for line in run.read_metrics() if "agreement_t" in line][-LATELY:]
-    if len(watched) == LATELY and median(watched) < UNSURE:
+    config: Mapping[str, Any] = run.manifest.get("training", {}).get("config", {})
+    clear = config.get("min_agreement", TrainConfig().min_agreement) or 0.0
+    if len(watched) == LATELY and median(watched) < UNSURE * clear:
         stream.write(
-            f"note: the last gradients hardly agree (agreement_t {median(watched):.1f}, where 3 is a clear signal), so steps "
+            f"note: the last gradients hardly agree (agreement_t {median(watched):.1f}, where {clear:g} is clear), so steps "
             "were shortened: rewards teach the policy nothing more here, or more scenarios, --groups or --rollouts would make "
             "their signal clearer\n"
         )

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 from broken_outputs import ADD, BAD_ARGUMENTS, EMPTY, INVALID, NO_NAME, SCHEMA, TAGS, TOOLS, UNKNOWN
+from broken_outputs import BROKEN as OF_JSON
 from conversations import WITH_TOOLS, load
 
 from art_mcp.core.function_tags import parse_functions
 from art_mcp.core.parse import Parsed
+from art_mcp.core.schemas import walk
 from art_mcp.core.untyped import ALL, kinds_of, read_text_value
 from art_mcp.types import Malformed, MalformedKind, Tool, ToolCall
 
@@ -156,6 +158,10 @@ def test_what_is_wrong_with_a_call_is_told_and_the_next_one_is_read(text: str, k
     assert [type(call) for call in parse_functions(f"{SUM}\n{text}", TOOLS).calls] == [ToolCall, Malformed]
 
 
+def test_every_kind_of_mistake_is_among_the_broken_outputs_of_one_form_or_the_other() -> None:
+    assert {kind for _, kind, _ in BROKEN} | {kind for output in OF_JSON for kind in output.found} >= set(MalformedKind)
+
+
 def test_a_call_that_is_right_but_for_the_tools_says_what_was_asked() -> None:
     (one,) = parse_functions(function("subtract", a="1", b="two"), TOOLS).calls
     assert isinstance(one, Malformed)
@@ -257,7 +263,7 @@ SCHEMAS: list[tuple[Any, Any]] = [
 
 @pytest.mark.parametrize(("schema", "kinds"), SCHEMAS)
 def test_the_kinds_that_a_schema_allows(schema: object, kinds: frozenset[str]) -> None:
-    assert kinds_of(schema, ROOT) == kinds
+    assert kinds_of(schema, dict(walk((), ROOT))) == kinds
 
 
 TEXT_OR_NUMBER = frozenset({"string", "number", "integer"})

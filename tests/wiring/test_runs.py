@@ -614,6 +614,7 @@ def test_a_rate_of_which_the_target_leaves_nothing_is_told(project, kept, told):
 def test_a_run_whose_last_steps_do_not_agree_says_what_it_means(project, values, told):
     run, stream = run_at(project, "some"), StringIO()
     run.folder.mkdir(parents=True)
+    run.describe({"training": {"config": {"min_agreement": 3.0}}})
     run.metrics(0, {"agreement": 0.1})
     for step, value in enumerate(values):
         run.metrics(step + 1, {"agreement_t": value})
